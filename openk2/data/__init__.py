@@ -1,0 +1,1 @@
+"""Real text to batches: sources, duplicates, split, token shards, packing, resumable loaders."""

@@ -1,0 +1,67 @@
+"""Whether a sentence states an answer, and states no other.
+
+Numbers are compared as numbers ("1,776." is 1776), dates and versions whole,
+words without regard to case and never inside other words. Hedging is a
+competing answer: a number that nobody but the policy brought up, or another
+member of the class the answer is from (Tuesday beside Monday). Left out:
+numbers spelled as words, and negation.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from decimal import Decimal
+
+from openk2.environments.dates import WEEKDAYS
+
+# A date, version, time or plain number; the lookbehind makes "-" a sign only where nothing stands before it.
+_ATOM = re.compile(r"(?:(?<![\w)\]])-)?\d+(?:[.:/-]\d+)*")
+_THOUSANDS = re.compile(r"(?<![\d.,])(\d{1,3}(?:,\d{3})+)(?![\d,]*\d)")
+_PLAIN = re.compile(r"-?\d+(?:\.\d+)?")
+_CLASSES = (WEEKDAYS, ("yes", "no"), ("true", "false"))
+
+Atom = Decimal | str
+
+
+def states(answer: str, text: str) -> bool:
+    """Whether `text` holds `answer`, as a number or as whole words."""
+    wanted, given = normalise(answer), normalise(text)
+    if not wanted:
+        return False
+    if _PLAIN.fullmatch(wanted):
+        return Decimal(wanted) in atoms(text)
+    # Not inside a longer word, number, date or version.
+    return re.search(rf"(?<!\w)(?<!\d[.:/-]){re.escape(wanted)}(?!\w)(?![.:/-]\d)", given) is not None
+
+
+def hedges(answer: str, text: str, sources: Iterable[str], classes: Iterable[Iterable[str]] = ()) -> bool:
+    """Whether `text` also offers something else: neither `answer` nor anything said in `sources`.
+
+    `classes` are sets of words that exclude each other, beside the weekdays,
+    yes and no, true and false; a class counts if the answer is a member.
+    """
+    heard = list(sources)
+    allowed = atoms(answer).union(*(atoms(source) for source in heard))
+    if atoms(text) - allowed:
+        return True
+    for members in (*_CLASSES, *classes):
+        words = {normalise(word) for word in members} - {""}
+        if normalise(answer) in words:
+            others = (word for word in words if not states(word, answer))
+            if any(states(word, text) and not any(states(word, source) for source in heard) for word in others):
+                return True
+    return False
+
+
+def atoms(text: str) -> set[Atom]:
+    """The numbers (as values) and the dates, versions and times (as text) in a text."""
+    found = _ATOM.findall(normalise(text))
+    return {Decimal(atom) if _PLAIN.fullmatch(atom) else atom for atom in found}
+
+
+def normalise(text: str) -> str:
+    """Case, spacing, minus signs and thousands separators made alike; a final period dropped."""
+    plain = " ".join(text.casefold().replace("\u2212", "-").split())
+    plain = _THOUSANDS.sub(lambda match: match[0].replace(",", ""), plain)
+    return plain.strip().rstrip(".!")

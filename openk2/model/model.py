@@ -1,0 +1,216 @@
+"""The decoder: embedding, blocks, final norm, head.
+
+One class trains, scores and serves. It holds no distributed code, reads no
+environment and no files. Parameters stay in the dtype they are stored in;
+`compute_dtype` is the dtype of activations and products, into which weights
+are cast where they are used (a no-op once they are stored in it).
+
+Shapes: B rows, T tokens a row, N = B x T, D model, V vocabulary, E experts, K chosen, H heads, L layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from openk2.config.model import ModelConfig
+from openk2.model.layout import Layout
+from openk2.model.mla import MultiHeadLatentAttention
+from openk2.model.moe import MLP, MixtureOfExperts, balance_loss
+from openk2.model.norm import RMSNorm
+from openk2.model.rope import rotary_tables
+from openk2.ops.cross_entropy import linear_log_prob
+from openk2.protocols import ParameterSpec, QKGroup
+
+
+@dataclass(frozen=True)
+class ForwardStats:
+    """What a forward pass saw, for the step that commits it.
+
+    `max_scores` fp32 [L, H], the largest softmax input per layer and head;
+    `expert_counts` int [L_moe, E], real tokens per expert; `balance_loss`, the
+    mean over MoE layers (with gradient); `chosen` int [L_moe, N, K].
+    """
+
+    max_scores: Tensor
+    expert_counts: Tensor
+    balance_loss: Tensor
+    chosen: Tensor
+
+
+class Block(nn.Module):
+    """Attention and feed-forward with pre-norms."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = MultiHeadLatentAttention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        dense = layer < config.first_k_dense_replace
+        self.mlp: MLP | MixtureOfExperts = (
+            MLP(config.hidden_size, config.intermediate_size) if dense else MixtureOfExperts(config)
+        )
+
+
+class Model(nn.Module):
+    """`model(input_ids [B, T]) -> logits [B, T, V]`; each row is one causal document."""
+
+    def __init__(self, config: ModelConfig, *, compute_dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.config = config
+        self.compute_dtype = compute_dtype
+        self.qk_clip_tau: float | None = None  # maxima near it are computed exactly
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self._tables: tuple[Tensor, Tensor] | None = None
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> Model:
+        """Normal(0, initializer_range) for matrices, ones for norms, zero router bias; K2 states no other rule."""
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in self.parameters():
+            if parameter.ndim == 1:
+                parameter.fill_(1.0)
+            else:
+                parameter.normal_(0.0, self.config.initializer_range, generator=generator)
+        return self
+
+    def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin fp32 [N, r/2] of positions [N]."""
+        if self._tables is None or self._tables[0].device != positions.device:
+            cos, sin = rotary_tables(self.config, self.config.max_position_embeddings)
+            self._tables = (cos.to(positions.device), sin.to(positions.device))
+        return self._tables[0][positions], self._tables[1][positions]
+
+    def hidden_states(
+        self, input_ids: Tensor, layout: Layout | None = None, *, chosen: Tensor | None = None, cache: list[Tensor] | None = None
+    ) -> tuple[Tensor, ForwardStats]:
+        """input_ids [B, T] -> final normalised states [N, D] and what the pass saw.
+
+        `chosen` [L_moe, N, K] replays a recorded routing. `cache` collects, per
+        layer, the latents [N, C + r] that decoding continues from.
+        """
+        batch, length = input_ids.shape
+        layout = layout or Layout.whole_rows(batch, length, input_ids.device)
+        cos, sin = self.rotary(layout.positions.flatten())
+        real = layout.documents.flatten() >= 0
+        x = self.embed_tokens(input_ids.flatten()).to(self.compute_dtype)
+        max_scores, counts, losses, choices = [], [], [], []
+        for block in self.layers:
+            attended, scores, latents = block.self_attn(block.input_layernorm(x), cos, sin, layout, self.qk_clip_tau)
+            max_scores.append(scores)
+            if cache is not None:
+                cache.append(latents)
+            x = x + attended
+            normed = block.post_attention_layernorm(x)
+            if isinstance(block.mlp, MLP):
+                x = x + block.mlp(normed)
+                continue
+            out, routing = block.mlp(normed, None if chosen is None else chosen[len(choices)])
+            x = x + out
+            choices.append(routing.chosen)
+            counts.append(torch.bincount(routing.chosen[real].flatten(), minlength=self.config.n_routed_experts))
+            if self.training:
+                losses.append(balance_loss(routing, layout))
+        stats = ForwardStats(
+            max_scores=torch.stack(max_scores),
+            expert_counts=torch.stack(counts) if counts else torch.zeros(0, self.config.n_routed_experts, dtype=torch.int64),
+            balance_loss=torch.stack(losses).mean() if losses else x.new_zeros((), dtype=torch.float32),
+            chosen=torch.stack(choices) if choices else torch.zeros(0, batch * length, 0, dtype=torch.int64),
+        )
+        return self.norm(x), stats
+
+    def log_probs(
+        self, input_ids: Tensor, targets: Tensor, layout: Layout | None = None, *, chosen: Tensor | None = None
+    ) -> tuple[Tensor, ForwardStats]:
+        """Log-probability of each target [B, T] (those below 0 give 0): fp32 [B, T], and what the pass saw."""
+        hidden, stats = self.hidden_states(input_ids, layout, chosen=chosen)
+        flat = targets.flatten()
+        counted = (flat >= 0).nonzero().squeeze(1)
+        found = linear_log_prob(
+            hidden.index_select(0, counted), self.lm_head.weight.to(hidden.dtype), flat.index_select(0, counted)
+        )
+        return torch.zeros(flat.shape, dtype=found.dtype).index_copy(0, counted, found).view_as(targets), stats
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Head product of final states [..., D]: [..., V] in the compute dtype."""
+        return F.linear(hidden, self.lm_head.weight.to(hidden.dtype))
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        hidden, _ = self.hidden_states(input_ids)
+        return self.logits(hidden).view(*input_ids.shape, -1)
+
+    def decode(self, input_ids: Tensor, cache: list[Tensor], lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """One new token per sequence.
+
+        input_ids [B]; cache: per layer [B, S, C + r], written in place at
+        index lengths - 1; lengths [B] count the new token. Returns logits
+        [B, V] and the chosen experts [L_moe, B, K].
+        """
+        cos, sin = self.rotary(lengths - 1)
+        rows = torch.arange(len(lengths), device=lengths.device)
+        x = self.embed_tokens(input_ids).to(self.compute_dtype)
+        choices = []
+        for block, latents in zip(self.layers, cache, strict=True):
+            normed = block.input_layernorm(x)
+            latents[rows, lengths - 1] = torch.cat(block.self_attn.latents(normed, cos, sin), dim=-1)
+            x = x + block.self_attn.decode(normed, cos, sin, latents, lengths)
+            normed = block.post_attention_layernorm(x)
+            if isinstance(block.mlp, MLP):
+                x = x + block.mlp(normed)
+            else:
+                out, routing = block.mlp(normed)
+                x = x + out
+                choices.append(routing.chosen)
+        chosen = torch.stack(choices) if choices else torch.zeros(0, len(lengths), 0, dtype=torch.int64)
+        return self.logits(self.norm(x)), chosen
+
+    def routers(self) -> list[nn.Module]:
+        """The routers, first MoE layer first."""
+        return [block.mlp.gate for block in self.layers if isinstance(block.mlp, MixtureOfExperts)]
+
+    def parameter_specs(self) -> list[ParameterSpec]:
+        """Every parameter's route through the optimizer and the matrices Muon sees in it."""
+        return [_specify(name, parameter) for name, parameter in self.named_parameters()]
+
+    def qk_groups(self) -> list[QKGroup]:
+        """What QK-Clip scales, layer by layer, in the order of `ForwardStats.max_scores`."""
+        config = self.config
+        return [
+            QKGroup(
+                name=f"layers.{index}.self_attn",
+                query=block.self_attn.query_weight,
+                key_value=block.self_attn.kv_b_proj.weight,
+                num_heads=config.num_attention_heads,
+                nope_dim=config.qk_nope_head_dim,
+                rope_dim=config.qk_rope_head_dim,
+                value_dim=config.v_head_dim,
+            )
+            for index, block in enumerate(self.layers)
+        ]
+
+
+def _specify(name: str, parameter: nn.Parameter) -> ParameterSpec:
+    """K2's split: AdamW for embedding, head and vectors; Muon for every other matrix, the router too."""
+    if parameter.ndim == 1:
+        return ParameterSpec(name, parameter, "adamw", "norm")
+    if name.startswith("embed_tokens"):
+        return ParameterSpec(name, parameter, "adamw", "embedding")
+    if name.startswith("lm_head"):
+        return ParameterSpec(name, parameter, "adamw", "head")
+    *_, rows, columns = parameter.shape
+    count = parameter.shape[0] if parameter.ndim == 3 else 1
+    if name.endswith("gate_up_proj"):  # two matrices side by side: gate and up are orthogonalised apart
+        count, rows = count * 2, rows // 2
+    if ".self_attn." in name:
+        role = "attention"
+    elif ".mlp.gate." in name:
+        role = "router"
+    else:
+        role = "experts" if parameter.ndim == 3 else "mlp"
+    return ParameterSpec(name, parameter, "muon", role, (count, rows, columns))

@@ -1,0 +1,144 @@
+"""Mixture of experts: sigmoid router with a selection-only bias, routed and shared SwiGLU experts.
+
+Invariants: the router computes in fp32 whatever the model's dtype;
+`e_score_correction_bias` decides which experts are chosen and never enters
+their weights; it receives no gradient and is moved by `update_bias` alone,
+from counts of committed training forwards. Source: k2-facts 1.4.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from openk2.config.model import ModelConfig
+from openk2.model.layout import Layout
+from openk2.ops.experts import routed_experts
+from openk2.ops.swiglu import swiglu_mlp
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Of N tokens: the chosen experts int [N, K], their weights fp32 [N, K], all scores fp32 [N, E]."""
+
+    chosen: Tensor
+    weights: Tensor
+    scores: Tensor
+
+
+class Router(nn.Module):
+    """Hugging Face's `mlp.gate`."""
+
+    e_score_correction_bias: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size))
+        self.register_buffer("e_score_correction_bias", torch.zeros(config.n_routed_experts, dtype=torch.float32))
+
+    def _select(self, scores: Tensor) -> Tensor:
+        """Top experts by score + bias, within the best groups where the config has groups: int [N, K]."""
+        config = self.config
+        choice = scores + self.e_score_correction_bias
+        if config.n_group > 1:
+            grouped = choice.unflatten(1, (config.n_group, -1))
+            best = grouped.topk(2, dim=-1).values.sum(-1).topk(config.topk_group, dim=-1).indices
+            kept = torch.zeros(grouped.shape[:2], dtype=torch.bool, device=scores.device).scatter_(1, best, True)
+            choice = grouped.masked_fill(~kept.unsqueeze(-1), -torch.inf).flatten(1)
+        return choice.topk(config.num_experts_per_tok, dim=-1, sorted=False).indices
+
+    def forward(self, x: Tensor, chosen: Tensor | None = None) -> Routing:
+        """x [N, D]; `chosen` [N, K] replays a recorded choice instead of making one."""
+        scores = F.linear(x.float(), self.weight.float()).sigmoid()
+        if chosen is None:
+            chosen = self._select(scores.detach())
+        weights = scores.gather(1, chosen)
+        if self.config.norm_topk_prob:
+            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+        return Routing(chosen, weights * self.config.routed_scaling_factor, scores)
+
+    @torch.no_grad()
+    def update_bias(self, counts: Tensor, rate: float) -> None:
+        """Raise the bias of under-used experts and lower that of over-used ones; its mean stays.
+
+        counts [E] of one optimizer step. b += rate * (sign(e) - mean sign(e))
+        with e = mean load - load (Moonlight's rule, k2-facts 1.4).
+        """
+        direction = torch.sign(counts.float().mean() - counts.float())
+        self.e_score_correction_bias += rate * (direction - direction.mean())
+
+
+def balance_loss(routing: Routing, layout: Layout) -> Tensor:
+    """DeepSeek-V3's sequence-wise balance loss, per document, averaged with the documents' lengths.
+
+    For a document of T tokens: sum_i f_i P_i with f_i = E/(K T) * tokens that
+    chose i, P_i = mean of expert i's share of the token's scores. Padding is
+    left out. Perfect balance gives 1. Weighting by length makes a packed batch
+    equal to its documents taken one by one.
+    """
+    num_experts, top_k = routing.scores.shape[1], routing.chosen.shape[1]
+    documents = layout.documents.flatten()
+    real = documents >= 0
+    index = documents.clamp(min=0)
+    share = routing.scores / routing.scores.sum(-1, keepdim=True)
+    share = share * real.unsqueeze(-1)
+    zeros = torch.zeros(layout.num_documents, num_experts, dtype=share.dtype, device=share.device)
+    mean_share = zeros.index_add(0, index, share)  # T P_i
+    with torch.no_grad():
+        slots = (index.unsqueeze(-1) * num_experts + routing.chosen)[real].flatten()
+        counts = torch.bincount(slots, minlength=zeros.numel()).view_as(zeros).to(share.dtype)
+        lengths = torch.bincount(index[real], minlength=layout.num_documents).clamp(min=1).to(share.dtype)
+    per_document = (counts * mean_share).sum(-1) * (num_experts / top_k) / lengths  # T * sum f_i P_i
+    return per_document.sum() / real.sum()
+
+
+class Experts(nn.Module):
+    """The routed experts' weights, stacked: `gate_up_proj` [E, 2F, D] (gate rows first), `down_proj` [E, D, F]."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        experts, width, hidden = config.n_routed_experts, config.moe_intermediate_size, config.hidden_size
+        self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * width, hidden))
+        self.down_proj = nn.Parameter(torch.empty(experts, hidden, width))
+
+    def forward(self, x: Tensor, routing: Routing) -> Tensor:
+        return routed_experts(
+            x, routing.chosen, routing.weights, self.gate_up_proj.to(x.dtype), self.down_proj.to(x.dtype)
+        )
+
+
+class MLP(nn.Module):
+    """Dense SwiGLU: `gate_up_proj` [2F, D] (gate rows first), `down_proj` [D, F]."""
+
+    def __init__(self, hidden: int, width: int) -> None:
+        super().__init__()
+        self.gate_up_proj = nn.Parameter(torch.empty(2 * width, hidden))
+        self.down_proj = nn.Parameter(torch.empty(hidden, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return swiglu_mlp(x, self.gate_up_proj.to(x.dtype), self.down_proj.to(x.dtype))
+
+
+class MixtureOfExperts(nn.Module):
+    """Routed experts plus the shared one(s): x [N, D] -> [N, D] and the routing."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate = Router(config)
+        self.experts = Experts(config)
+        self.shared_experts = (
+            MLP(config.hidden_size, config.n_shared_experts * config.moe_intermediate_size)
+            if config.n_shared_experts
+            else None
+        )
+
+    def forward(self, x: Tensor, chosen: Tensor | None = None) -> tuple[Tensor, Routing]:
+        routing = self.gate(x, chosen)
+        out = self.experts(x, routing)
+        if self.shared_experts is not None:
+            out = out + self.shared_experts(x)
+        return out, routing

@@ -1,0 +1,41 @@
+"""How much memory and time this process has taken, from the kernel's own books.
+
+Left out: memory per tensor, and anything that samples in the background.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+
+_RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB elsewhere
+
+
+def peak_rss_bytes() -> int:
+    """Largest resident size, in bytes: this process's, or that of its largest finished child if larger.
+
+    The two peaks need not have coincided, so they are compared and not added.
+    """
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return max(own, child) * _RSS_UNIT
+
+
+def wall_since_process_start() -> float:
+    """Seconds since the kernel started this process: the interpreter's start and all imports included.
+
+    Where there is no /proc (not Linux), seconds since this module was imported.
+    """
+    stat = Path("/proc/self/stat")
+    if not stat.exists():
+        return time.monotonic() - _IMPORTED_AT
+    # The command name, in parentheses, may hold spaces: fields are counted from the last ")". Start time is field 22.
+    start_ticks = int(stat.read_text().rpartition(")")[2].split()[22 - 3])
+    now = time.clock_gettime(time.CLOCK_BOOTTIME)
+    return now - start_ticks / os.sysconf("SC_CLK_TCK")
+
+
+_IMPORTED_AT = time.monotonic()

@@ -1,0 +1,67 @@
+"""Log-probabilities of targets under a linear head, without keeping fp32 logits.
+
+What it is: the head product and the log-softmax of one chunk of tokens at a
+time. The backward pass needs the probabilities: they are kept in the inputs'
+dtype while they are small and made again where they are not. One function
+serves the pre-training loss, SFT, RL (whose weights depend on the summed
+log-probabilities) and scoring. The slow twin is `reference_log_prob`.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CHUNK_ROWS = 512  # a chunk's fp32 logits stay within the last-level cache at an 8k vocabulary
+KEEP_BYTES = 512 << 20  # largest probability matrix kept for the backward pass
+
+
+class _LinearLogProb(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden: Tensor, head: Tensor, targets: Tensor):  # type: ignore[override]
+        rows, vocab = hidden.shape[0], head.shape[0]
+        keep = ctx.needs_input_grad[0] and rows * vocab * hidden.element_size() <= KEEP_BYTES
+        kept = torch.empty(rows, vocab, dtype=hidden.dtype, device=hidden.device) if keep else None
+        log_probs = torch.empty(rows, dtype=torch.float32, device=hidden.device)
+        normalisers = torch.empty_like(log_probs)
+        for first in range(0, rows, CHUNK_ROWS):
+            chunk = slice(first, min(first + CHUNK_ROWS, rows))
+            logits = F.linear(hidden[chunk], head).float()
+            normalisers[chunk] = logits.logsumexp(-1)
+            log_probs[chunk] = logits.gather(1, targets[chunk, None]).squeeze(1) - normalisers[chunk]
+            if kept is not None:
+                kept[chunk] = logits.sub_(normalisers[chunk, None]).exp_()
+        ctx.save_for_backward(hidden, head, targets, normalisers, kept)
+        return log_probs
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # type: ignore[override]
+        hidden, head, targets, normalisers, kept = ctx.saved_tensors
+        grad_hidden = torch.empty_like(hidden)
+        grad_head = torch.zeros(head.shape, dtype=head.dtype, device=head.device)
+        for first in range(0, hidden.shape[0], CHUNK_ROWS):
+            chunk = slice(first, min(first + CHUNK_ROWS, hidden.shape[0]))
+            if kept is not None:
+                # The backward pass runs once: the kept probabilities become the gradient in place.
+                grad_logits = kept[chunk].mul_(-grad[chunk, None].to(hidden.dtype))
+            else:
+                logits = F.linear(hidden[chunk], head).float()
+                grad_logits = logits.sub_(normalisers[chunk, None]).exp_().mul_(-grad[chunk, None]).to(hidden.dtype)
+            grad_logits.scatter_add_(1, targets[chunk, None], grad[chunk, None].to(hidden.dtype))
+            grad_hidden[chunk] = grad_logits @ head
+            if kept is None:
+                grad_head.addmm_(grad_logits.t(), hidden[chunk])
+        if kept is not None:
+            grad_head = kept.t() @ hidden
+        return grad_hidden, grad_head, None
+
+
+def linear_log_prob(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+    """log softmax(hidden head^T)[target] for hidden [N, D], head [V, D], targets int [N]: fp32 [N]."""
+    return _LinearLogProb.apply(hidden, head, targets)
+
+
+def reference_log_prob(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+    """The slow twin of `linear_log_prob`: whole logits, differentiated by autograd."""
+    return F.linear(hidden, head).float().log_softmax(-1).gather(1, targets[:, None]).squeeze(1)

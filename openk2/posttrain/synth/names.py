@@ -1,0 +1,213 @@
+"""Names, words and plain facts that tasks draw from; nothing here is phrasing.
+
+`PERSONS`, `CITIES`, `NOTE_KEYS` and `ITEMS` are split into a training
+and a held-out part (see `split.py`); the rest is common property.
+"""
+
+PERSONS = """
+    Ada Adam Aisha Alan Albert Alice Amir Amy Andrea Anna Anton Arthur Astrid Ben Bella Boris Bruno Carla Carlos Carmen
+    Cecil Celine Chen Chloe Clara Cora Daniel Daria David Diana Diego Dora Edgar Elena Eli Ella Emil Emma Eric Erika
+    Esther Eva Fatima Felix Fiona Flora Frank Freya Gina Grace Greta Hana Hans Harry Hasan Hazel Heidi Helen Henry Hugo
+    Ida Igor Ines Ingrid Ira Iris Isaac Ivan Jack Jacob Jade James Jan Jana Jasmin Jean Jenny Joan Jonas Jose Julia
+    Kai Karen Karim Karl Kate Kenji Kim Klara Kurt Lara Laura Lea Leo Lena Liam Lily Linda Lisa Liu Lola Louis Lucas
+    Lucia Luis Luna Maja Malik Marco Maria Marie Mario Mark Marta Martin Mary Max Maya Mia Mike Mila Mina Mona Nadia
+    Nina Noah Nora Nuri Olaf Olga Oliver Omar Oscar Otto Pablo Paul Pedro Peter Petra Pia Rafael Rahim Ralph Rania Ravi
+    Rita Robert Rosa Ruth Sam Samir Sara Selma Simon Sofia Stella Susan Sven Tara Teo Thea Tim Tina Tom Uma Vera
+    Victor Wanda Walter Wei Xenia Yara Yuki Zara Zoe
+""".split()
+
+CITIES = """
+    Athens Bath Bern Bonn Boston Bremen Brest Chicago Cork Dakar Dallas Delhi Denver Dover Dublin Essen
+    Geneva Genoa Ghent Graz Hanoi Havana Kiel Kyoto Leeds Lille Lima Lisbon Lyon Mainz Malmo Manila Miami
+    Milan Minsk Munich Nairobi Naples Nice Odessa Osaka Oslo Oxford Perth Pisa Porto Prague Quito Reno Riga Rome
+    Seoul Siena Sofia Split Tampa Trento Tunis Turin Ulm Vienna Warsaw York Zagreb Zurich
+""".split()
+
+NOTE_KEYS = """
+    shopping wifi door car plan lunch dinner team birthday gift school trip party garden doctor dentist bank code key
+    bike book music movie game room desk hotel flight train bus taxi ticket gym coffee tea recipe cake pizza rent bill
+    tax phone mail list idea joke song dog cat horse fish boat tent camp beach lake river forest ski snow office boss
+    meeting call visit guest friend family mother father sister brother baby house roof window lamp paint tool box shelf
+    library museum cinema theatre market bakery wallet jacket shoes hat umbrella camera laptop printer screen
+""".split()
+
+ITEMS = """
+    milk bread eggs butter cheese apples pears plums grapes lemons onions carrots beans rice pasta soup salt sugar honey
+    flour yeast oil juice water tea coffee cake nuts salad tomatoes potatoes corn peas fish ham soap paper pens pencils
+    stamps tape glue nails screws paint bulbs batteries candles flowers seeds socks shirts gloves shoes towels plates cups
+    spoons forks knives pots pans lamps chairs books maps tickets cards keys bags boxes balls toys
+""".split()
+
+THINGS = """
+    apples books coins stamps cards pencils eggs cups plates chairs tickets stones shells flowers boxes bottles balls cakes
+    letters photos oranges points stickers candles
+""".split()
+
+# Note texts: a pattern with a person, an item, a city, a place or a number in it.
+NOTE_TEXTS = """
+    buy {item}
+    get {item} and {item2}
+    bring {item}
+    no more {item}
+    {item} for {person}
+    call {person}
+    ask {person}
+    meet {person}
+    pay {person} {n}
+    write to {person}
+    {person} has it
+    {person} in {city}
+    go to {city}
+    train to {city}
+    {city} at {h}
+    at {h} in {city}
+    with {person} at {h}
+    number {n}
+    {n} {item}
+    code {n}
+    room {n}
+    {person} and {person2}
+    {item}, {item2}
+    {item} from {city}
+"""
+
+WORDS = """
+    apple house river stone bread green light water chair table music paper horse cloud garden window summer winter orange
+    yellow bridge street doctor flower pencil silver castle monkey rabbit spoon tiger lemon candle basket button carpet
+    dinner engine finger guitar hammer island jacket kitten ladder mirror needle pepper pocket rocket school ticket turtle
+    valley wallet
+""".split()
+
+OPPOSITES = """
+    hot:cold big:small long:short up:down open:closed fast:slow old:new day:night left:right full:empty early:late
+    happy:sad high:low hard:soft wet:dry light:dark rich:poor strong:weak good:bad first:last near:far true:false
+    black:white in:out yes:no love:hate start:end young:old clean:dirty heavy:light thick:thin loud:quiet
+""".split()
+
+# Simple questions and their answers, in our own words.
+FACTS = """
+    what colour is grass? | Grass is green.
+    what colour is snow? | Snow is white.
+    what colour is the sky on a clear day? | The sky is blue.
+    what colour is a lemon? | A lemon is yellow.
+    what colour is blood? | Blood is red.
+    what colour is coal? | Coal is black.
+    how many legs does a dog have? | A dog has four legs.
+    how many legs does a spider have? | A spider has eight legs.
+    how many legs does an insect have? | An insect has six legs.
+    how many days are in a week? | A week has seven days.
+    how many months are in a year? | A year has twelve months.
+    how many hours does a day have? | A day has 24 hours.
+    how many minutes are in an hour? | An hour has 60 minutes.
+    how many sides does a triangle have? | A triangle has three sides.
+    how many sides does a square have? | A square has four sides.
+    what is the capital of France? | The capital of France is Paris.
+    what is the capital of Italy? | The capital of Italy is Rome.
+    what is the capital of Spain? | The capital of Spain is Madrid.
+    what is the capital of Germany? | The capital of Germany is Berlin.
+    what is the capital of Japan? | The capital of Japan is Tokyo.
+    what is the capital of Egypt? | The capital of Egypt is Cairo.
+    what is the capital of England? | The capital of England is London.
+    what do bees make? | Bees make honey.
+    what do cows eat? | Cows eat grass.
+    what do cows give us? | Cows give us milk.
+    where do fish live? | Fish live in water.
+    where does the sun rise? | The sun rises in the east.
+    where does the sun set? | The sun sets in the west.
+    what is frozen water called? | Frozen water is called ice.
+    what is a young dog called? | A young dog is called a puppy.
+    what is a young cat called? | A young cat is called a kitten.
+    what is a group of sheep called? | It is called a flock.
+    which season comes after winter? | Spring comes after winter.
+    which season comes after summer? | Autumn comes after summer.
+    which day comes after monday? | Tuesday comes after Monday.
+    which day comes after friday? | Saturday comes after Friday.
+    which month comes after may? | June comes after May.
+    which month is the first of the year? | January is the first month.
+    which month is the last of the year? | December is the last month.
+    what is the largest animal in the sea? | The blue whale is the largest.
+    what is the tallest animal? | The giraffe is the tallest animal.
+    which animal says moo? | A cow says moo.
+    which animal barks? | A dog barks.
+    is the sun a star? | Yes, the sun is a star.
+    is the moon a star? | No, the moon is not a star.
+    is fire cold? | No, fire is hot.
+    is ice warm? | No, ice is cold.
+    is a whale a fish? | No, a whale is a mammal.
+    is a bat a bird? | No, a bat is a mammal.
+    is bread food? | Yes, bread is food.
+    can birds fly? | Yes, most birds can fly.
+    can a stone swim? | No, a stone sinks.
+    can fish walk? | No, fish swim.
+    do cats like milk? | Yes, most cats like milk.
+    do trees have leaves? | Yes, most trees have leaves.
+    do people need water? | Yes, people need water.
+    what do you use to write? | You write with a pen.
+    what do you use to cut paper? | You cut paper with scissors.
+    what do you wear on your feet? | You wear shoes on your feet.
+    what do you wear on your head? | You wear a hat on your head.
+    what do we breathe? | We breathe air.
+    what do we see with? | We see with our eyes.
+    what do we hear with? | We hear with our ears.
+    what gives us light by day? | The sun gives us light.
+    what falls from the clouds? | Rain falls from the clouds.
+    what is bread made of? | Bread is made of flour.
+    what is paper made of? | Paper is made of wood.
+    what is a doctor for? | A doctor helps sick people.
+    what is a library for? | A library lends books.
+    what is a clock for? | A clock shows the time.
+"""
+
+MONTHS = "January February March April May June July August September October November December".split()
+
+# Ways to write a unit; the first is the tool's own spelling.
+UNIT_WORDS = {
+    "meters": ("meters", "metres", "m"),
+    "kilometers": ("kilometers", "kilometres", "km"),
+    "centimeters": ("centimeters", "centimetres", "cm"),
+    "millimeters": ("millimeters", "mm"),
+    "miles": ("miles", "miles", "mi"),
+    "yards": ("yards", "yards", "yd"),
+    "feet": ("feet", "feet", "ft"),
+    "inches": ("inches", "inches", "in"),
+    "kilograms": ("kilograms", "kilos", "kg"),
+    "grams": ("grams", "grams", "g"),
+    "tonnes": ("tonnes", "tons"),
+    "pounds": ("pounds", "pounds", "lbs", "lb"),
+    "ounces": ("ounces", "ounces", "oz"),
+    "liters": ("liters", "litres"),
+    "milliliters": ("milliliters", "ml"),
+    "gallons": ("gallons", "gallons"),
+    "pints": ("pints", "pints"),
+    "cups": ("cups", "cups"),
+    "quarts": ("quarts", "quarts"),
+    "seconds": ("seconds", "seconds", "sec"),
+    "minutes": ("minutes", "minutes", "min"),
+    "hours": ("hours", "hours"),
+    "days": ("days", "days"),
+    "weeks": ("weeks", "weeks"),
+    "celsius": ("celsius", "degrees celsius", "C"),
+    "fahrenheit": ("fahrenheit", "degrees fahrenheit", "F"),
+    "kelvin": ("kelvin", "kelvin", "K"),
+    "kilometers per hour": ("kilometers per hour", "km/h"),
+    "miles per hour": ("miles per hour", "mph"),
+    "knots": ("knots", "knots"),
+}
+UNIT_GROUPS = (
+    "meters kilometers centimeters millimeters miles yards feet inches".split(),
+    "kilograms grams tonnes pounds ounces".split(),
+    "liters milliliters gallons pints cups quarts".split(),
+    "seconds minutes hours days weeks".split(),
+    "celsius fahrenheit kelvin".split(),
+    ["kilometers per hour", "miles per hour", "knots"],
+)
+
+# What a file of the git fixture holds, in words.
+GIT_FIELDS = {
+    "OWNER": ("owner", "owner"),
+    "LANGUAGE": ("language", "programming language"),
+    "LICENSE": ("license", "licence"),
+    "COLOR": ("color", "colour"),
+    "PORT": ("port", "port number"),
+    "VERSION": ("version", "version number"),
+}

@@ -1,0 +1,101 @@
+"""Which numbers, dates and names are held out, decided by a hash and by nothing else.
+
+Every value that a task says is drawn through a `Draw` of one part. A `Draw`
+redraws until the value's hash falls in its own part, so no held-out name, date
+or combination of numbers can stand in a training task, whatever the seed.
+A word that the phrase tables themselves use can never be held out: it counts
+as training. Left out: values that tools compute (a sum may equal any number).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections.abc import Callable, Sequence
+from datetime import date, timedelta
+from functools import cache, lru_cache
+from typing import TypeVar
+
+from openk2.posttrain.synth import names
+from openk2.posttrain.synth.phrases import GRAMMAR
+
+HELD_OUT_SHARE = 8  # one value in so many
+_FIRST_DAY = date(1995, 1, 1)
+_NUM_DAYS = 365 * 40
+_T = TypeVar("_T")
+
+
+def held_out_name(name: str) -> bool:
+    """Whether this name (of a person, a city, a note, a thing) belongs to the held-out part."""
+    return _hashed("name", name.lower()) and name.lower() not in _common_words()
+
+
+def held_out_numbers(*numbers: int | float) -> bool:
+    """Whether this combination of numbers, in any order, belongs to the held-out part."""
+    return _hashed("numbers", ",".join(f"{number:g}" for number in sorted(numbers)))
+
+
+def held_out_date(day: date) -> bool:
+    """Whether this date belongs to the held-out part."""
+    return _hashed("date", day.isoformat())
+
+
+class Draw:
+    """Random values of one part of the split."""
+
+    def __init__(self, rng: random.Random, held_out: bool) -> None:
+        self.rng = rng
+        self.held_out = held_out
+
+    def numbers(self, draw: Callable[[random.Random], tuple[_T, ...]]) -> tuple[_T, ...]:
+        """What `draw` gives, redrawn until the combination falls in this part."""
+        while True:
+            values = draw(self.rng)
+            if held_out_numbers(*values) == self.held_out:  # type: ignore[arg-type]
+                return values
+
+    def day(self) -> date:
+        """A date between 1995 and 2034."""
+        while True:
+            day = _FIRST_DAY + timedelta(days=self.rng.randrange(_NUM_DAYS))
+            if held_out_date(day) == self.held_out:
+                return day
+
+    def day_after(self, first: date, longest: int) -> date:
+        """A date 1 to `longest` days later."""
+        while True:
+            day = first + timedelta(days=self.rng.randint(1, longest))
+            if held_out_date(day) == self.held_out:
+                return day
+
+    def name(self, pool: Sequence[str]) -> str:
+        """One of `names.PERSONS`, `CITIES`, `NOTE_KEYS` or `ITEMS`."""
+        return self.rng.choice(_part(tuple(pool), self.held_out))
+
+    def names(self, pool: Sequence[str], count: int) -> list[str]:
+        """Different names, `count` of them or as many as there are."""
+        part = _part(tuple(pool), self.held_out)
+        return self.rng.sample(part, min(count, len(part)))
+
+    def of(self, cells: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+        """One combination of words, from the cells of a finite fixture."""
+        part = [cell for cell in cells if _hashed("cell", "/".join(cell)) == self.held_out]
+        assert part, "a fixture has cells in both parts"
+        return self.rng.choice(part)
+
+
+@lru_cache(maxsize=64)
+def _part(pool: tuple[str, ...], held_out: bool) -> list[str]:
+    return [name for name in pool if held_out_name(name) == held_out]
+
+
+@lru_cache(maxsize=65536)
+def _hashed(kind: str, text: str) -> bool:
+    return hashlib.sha256(f"{kind}:{text}".encode()).digest()[0] % HELD_OUT_SHARE == 0
+
+
+@cache
+def _common_words() -> frozenset[str]:
+    facts = " ".join((names.FACTS, names.NOTE_TEXTS, names.OPPOSITES, *names.WORDS, *names.THINGS))
+    return frozenset(GRAMMAR.words() | set(re.findall(r"[a-z]+", facts.lower())))

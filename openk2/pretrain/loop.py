@@ -1,0 +1,102 @@
+"""Pre-training: text -> tokenizer -> packed rows -> a base model, as one linear story.
+
+K2's schedule (warm-up, stable, decay), MuonClip, auxiliary-loss-free balance.
+Left out: long-context extension and the annealing mixture, which come as
+further phases of the same loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+from openk2.chat.tokenizer import Tokenizer
+from openk2.config.run import PretrainConfig
+from openk2.config.serialize import to_dict
+from openk2.data.corpus import Corpus, build_corpus, training_texts
+from openk2.data.loader import PretrainLoader, validation_batches
+from openk2.data.prepare import Manifest, prepare
+from openk2.model.model import Model
+from openk2.observe.console import Console
+from openk2.plan.flops import plan_flops
+from openk2.train.batch import supervised
+from openk2.train.loop import Plan, StepInput, fit
+from openk2.train.session import fresh_model, make_optimizer, open_run
+from openk2.train.validation import mean_loss
+
+STAGE = "pretrain"
+VALIDATION_ROWS = 32  # rows of each domain looked at during training; the evaluation stage reads them all
+
+
+def pretrain(config: PretrainConfig, path: Path, console: Console) -> tuple[Model, Tokenizer]:
+    """Run or resume pre-training in the folder `path`; returns the trained model and its tokenizer."""
+    train = config.train
+    folder, dtype = open_run(
+        path, to_dict(config), stage=STAGE, seed=train.seed, dtype=train.dtype, console=console
+    )
+    with folder:
+        tokenizer, manifest = _text(config, path, console)
+        torch.manual_seed(train.seed)
+        model = fresh_model(config.model, train.seed, dtype)
+        optimizer = make_optimizer(model, config.optim, console)
+        rows = train.batch_tokens // train.sequence_length
+        micro_rows = train.micro_batch_tokens // train.sequence_length
+        loader = PretrainLoader(path / "data", train.sequence_length, rows, train.seed)
+        plan = Plan(
+            stage=STAGE,
+            steps=train.steps,
+            peak_lr=config.optim.lr,
+            warmup_steps=train.warmup_steps,
+            decay_steps=train.decay_steps,
+            final_lr_ratio=train.final_lr_ratio,
+            balance_loss_alpha=train.balance_loss_alpha,
+            bias_update_rate=train.bias_update_rate,
+            checkpoint_every=train.checkpoint_every,
+            source=lambda step: StepInput(supervised(loader.next_batch(), micro_rows)),
+            cursor=loader.state_dict,
+            restore=loader.load_state_dict,
+            evaluate=_validation(model, path / "data", manifest, train.sequence_length, micro_rows),
+            eval_every=train.eval_every,
+            flops_per_token=plan_flops(config.model, context=train.sequence_length).training,
+            bytes_per_token=_bytes_per_token(manifest),
+        )
+        fit(plan, model, optimizer, path, console)
+    return model, tokenizer
+
+
+def _text(config: PretrainConfig, path: Path, console: Console) -> tuple[Tokenizer, Manifest]:
+    """The tokenizer, trained on the training split, and the prepared token shards."""
+    saved = path / "tokenizer"
+    corpus: Corpus | None = None
+    if (saved / "tokenizer.json").exists():
+        tokenizer = Tokenizer.load(saved)
+    else:
+        corpus = build_corpus(config.data, console.line)
+        console.line(f"training a tokenizer of {config.model.vocab_size:,} entries")
+        tokenizer = Tokenizer.train(training_texts(config.data, corpus), config.model.vocab_size)
+        tokenizer.save(saved)
+    return tokenizer, prepare(config.data, tokenizer, path / "data", console.line, corpus)
+
+
+def _bytes_per_token(manifest: Manifest) -> float:
+    domains = manifest.domains.values()
+    return sum(d["train_bytes"] for d in domains) / sum(d["train_tokens"] for d in domains)
+
+
+def _validation(
+    model: Model, data: Path, manifest: Manifest, sequence_length: int, rows: int
+) -> Callable[[], Mapping[str, float]] | None:
+    """Mean loss per domain over its first held-out rows."""
+    if not manifest.validation_domains:
+        return None
+
+    def evaluate() -> dict[str, float]:
+        losses = {}
+        for domain in manifest.validation_domains:
+            batches = validation_batches(data, domain, sequence_length, rows, VALIDATION_ROWS)
+            losses[domain] = mean_loss(model, batches)
+        return losses
+
+    return evaluate

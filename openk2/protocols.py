@@ -1,0 +1,225 @@
+"""What the layers and stages hand each other: small frozen records and callables.
+
+A stage never imports another stage, and never asks which engine stands behind
+a callable. It is given a `Generate` or a `Score` by `cli.py` or `speedrun.py`.
+No torch here: token ids are plain integers, arrays are numpy's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+# An OpenAI-format chat message or tool declaration, as JSON would hold it.
+Message = dict[str, Any]
+ToolSpec = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How to sample. `temperature` 0 is greedy. Sequence i draws from the stream (seed, i)."""
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    stop_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One sampled continuation.
+
+    `ids` holds the stop token if one was sampled; `logprobs[t]` is the
+    log-probability of `ids[t]` under the sampling model at temperature 1;
+    `experts[t, layer, k]` are the experts chosen when `ids[t]` was predicted
+    (None where the engine was not asked for them).
+    """
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish_reason: str  # "stop" | "length"
+    experts: np.ndarray | None = None
+
+
+class Generate(Protocol):
+    """Batched generation: one completion per prompt, in order."""
+
+    def __call__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams,
+        *,
+        on_token: Callable[[int, int], None] | None = None,
+    ) -> list[Completion]:
+        """`on_token(index, token_id)` is called as each token of sequence `index` is sampled."""
+        ...
+
+
+class Score(Protocol):
+    """Log-probabilities of given text."""
+
+    def __call__(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """For each sequence of n ids, the n-1 natural log-probabilities of ids[1:]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Token ids and, beside each, whether the loss counts it."""
+
+    ids: tuple[int, ...]
+    mask: tuple[bool, ...]
+
+
+class ChatCodec(Protocol):
+    """Messages and tools to tokens, and back; `openk2.chat.Codec` is the real one."""
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]: ...
+
+    def encode(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[ToolSpec] | None = None,
+        *,
+        add_generation_prompt: bool = False,
+    ) -> Encoded:
+        """A whole dialogue, the tool declaration and system turn included."""
+        ...
+
+    def encode_turns(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> Encoded:
+        """Further turns to append to a dialogue already encoded: no declaration, no default system turn."""
+        ...
+
+    def decode_message(self, ids: Sequence[int]) -> Message:
+        """The assistant message that these sampled ids spell: content and tool_calls."""
+        ...
+
+
+class Environment(Protocol):
+    """Tools with a state, opened for one dialogue and closed after it."""
+
+    def declarations(self) -> list[ToolSpec]: ...
+
+    def call(self, name: str, arguments: Mapping[str, Any]) -> str:
+        """Run one tool. Raises `ToolError` for an undeclared tool or bad arguments."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class ToolError(Exception):
+    """A tool refused its arguments; the text is what the model is shown."""
+
+
+class EnvironmentFailure(Exception):
+    """The environment itself broke, through no fault of the model's: such a dialogue is dropped, never scored."""
+
+
+@dataclass(frozen=True)
+class ExpectedCall:
+    """A call that the task needs: the tool and its arguments after parsing."""
+
+    name: str
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One user turn: what is said, the calls it needs (none for plain talk) and what the answer must state."""
+
+    user: str
+    calls: tuple[ExpectedCall, ...]
+    answer: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """A dialogue to be carried out with tools, and how to tell whether it was.
+
+    `tools` names the tools on offer, `setup` is the state they start from,
+    `rubric` the success criteria a judge reads, `domain` the main tool.
+    """
+
+    id: str
+    domain: str
+    system: str
+    tools: tuple[str, ...]
+    turns: tuple[Turn, ...]
+    setup: Mapping[str, Any] = field(default_factory=dict)
+    rubric: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What grading found, each part by itself; `success` is all of them."""
+
+    tool_correct: bool
+    arguments_valid: bool
+    answer_correct: bool
+    finished: bool
+    failure: str = ""  # "" or a short typed reason: "no_call", "wrong_tool", "bad_json", "schema", ...
+
+    @property
+    def success(self) -> bool:
+        return self.tool_correct and self.arguments_valid and self.answer_correct and self.finished
+
+
+@dataclass
+class Rollout:
+    """One dialogue as it was sampled, token for token.
+
+    `sampled[t]` is true where the policy chose `ids[t]`; `logprobs[t]` is its
+    log-probability then, and 0.0 elsewhere. Nothing here is ever re-tokenised.
+    """
+
+    task: Task
+    ids: list[int]
+    sampled: list[bool]
+    logprobs: list[float]
+    messages: list[Message]
+    outcome: Outcome
+    truncated: bool = False
+
+    @property
+    def num_sampled(self) -> int:
+        return sum(self.sampled)
+
+
+@dataclass(frozen=True)
+class ParameterSpec:
+    """How one parameter is optimised, declared by the model that owns it.
+
+    `route` is "muon" or "adamw". `matrices` is the view (count, rows, columns)
+    under which Muon sees the parameter: each of the `count` matrices is
+    orthogonalised by itself (experts, gate and up projections). None for adamw.
+    """
+
+    name: str
+    parameter: Any  # torch.nn.Parameter; not named so that this module needs no torch
+    route: str
+    role: str  # attention | mlp | experts | router | embedding | head | norm
+    matrices: tuple[int, int, int] | None = None
+
+
+@dataclass(frozen=True)
+class QKGroup:
+    """One attention layer as QK-Clip sees it (k2-facts section 2).
+
+    `query` is [H * (nope + rope), in], its rows ordered head by head;
+    `key_value` is [H * (nope + value), latent]. Only the query rows and the
+    first `nope` rows of each head in `key_value` are ever scaled: the shared
+    rotary key and the value rows stay as they are.
+    """
+
+    name: str
+    query: Any
+    key_value: Any
+    num_heads: int
+    nope_dim: int
+    rope_dim: int
+    value_dim: int

@@ -1,0 +1,187 @@
+"""The loop that all training stages share: step, record, evaluate, checkpoint, resume.
+
+A stage hands in where its micro-batches come from and what is saved of that
+source; this loop knows no stage. Invariants: the schedule is a function of the
+step alone; a checkpoint holds everything the next step reads, so a killed run
+goes on where it stood and ends bit for bit where an uninterrupted one ends;
+Ctrl-C finishes the step, saves, and then stops.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from openk2.checkpoint.native import load_latest, save_checkpoint
+from openk2.model.model import Model
+from openk2.observe.console import Console, step_line
+from openk2.observe.metrics import MetricsWriter, StepRecord, load_summary
+from openk2.optim.muonclip import MuonClip
+from openk2.optim.schedule import wsd
+from openk2.train.batch import MicroBatch
+from openk2.train.precision import matmul_flops_per_s
+from openk2.train.state import pack, unpack
+from openk2.train.step import StepResult, train_step
+
+
+@dataclass(frozen=True)
+class StepInput:
+    """One step's micro-batches and a stage's own figures about them."""
+
+    micro_batches: list[MicroBatch]
+    extra: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the loop needs to know of a stage.
+
+    `source(step)` makes the step's input; `cursor()` and `restore(cursor)` save
+    and set back the source's place; `evaluate()` returns validation figures,
+    recorded as "val_*"; `flops_per_token` counts forward and backward.
+    """
+
+    stage: str
+    steps: int
+    peak_lr: float
+    warmup_steps: int
+    decay_steps: int
+    final_lr_ratio: float
+    balance_loss_alpha: float
+    bias_update_rate: float
+    checkpoint_every: int
+    source: Callable[[int], StepInput]
+    cursor: Callable[[], dict[str, Any]]
+    restore: Callable[[dict[str, Any]], None]
+    evaluate: Callable[[], Mapping[str, float]] | None = None
+    eval_every: int = 0
+    flops_per_token: float = 0.0
+    bytes_per_token: float | None = None
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, after the state was saved; the text says how to go on."""
+
+
+def fit(plan: Plan, model: Model, optimizer: MuonClip, folder: Path, console: Console) -> None:
+    """Train `model` in place until `plan.steps`, from the folder's newest good checkpoint if there is one."""
+    begun = _resume(plan, model, optimizer, folder, console)
+    if begun >= plan.steps:
+        return
+    peak = matmul_flops_per_s(model.compute_dtype)
+    started = time.perf_counter()
+    with MetricsWriter(folder / "metrics.jsonl") as metrics, _CtrlC() as ctrl_c:
+        metrics.truncate_after(begun)
+        for step in range(begun, plan.steps):
+            begin = time.perf_counter()
+            given = plan.source(step)
+            lr = plan.peak_lr * wsd(
+                step,
+                steps=plan.steps,
+                warmup_steps=plan.warmup_steps,
+                decay_steps=plan.decay_steps,
+                final_ratio=plan.final_lr_ratio,
+            )
+            result = train_step(
+                model,
+                optimizer,
+                given.micro_batches,
+                lr=lr,
+                balance_loss_alpha=plan.balance_loss_alpha,
+                bias_update_rate=plan.bias_update_rate,
+            )
+            seconds = time.perf_counter() - begin
+            done = step + 1
+            last = done == plan.steps or ctrl_c.pressed
+            if last or done % plan.checkpoint_every == 0:
+                save_checkpoint(folder / "checkpoints", done, pack(model, optimizer, plan.cursor()))
+            extra = dict(given.extra)
+            if plan.evaluate and plan.eval_every and (done % plan.eval_every == 0 or done == plan.steps):
+                extra |= {f"val_{name}": value for name, value in plan.evaluate().items()}
+            elapsed = time.perf_counter() - started
+            record = _record(plan, done, result, seconds, peak, lr, extra, elapsed / (done - begun) * (plan.steps - done))
+            metrics.write(record)
+            console.line(step_line(record, plan.steps))
+            if ctrl_c.pressed:
+                raise Interrupted(f"{plan.stage}: stopped at step {done}, saved in {folder}; the same command goes on")
+
+
+def _resume(plan: Plan, model: Model, optimizer: MuonClip, folder: Path, console: Console) -> int:
+    found = load_latest(folder / "checkpoints", warn=console.warn)
+    if found is None:
+        return 0
+    step, state = found
+    plan.restore(unpack(state, model, optimizer))
+    console.line(f"{plan.stage}: going on from step {step} of {plan.steps}")
+    return step
+
+
+def _record(
+    plan: Plan,
+    step: int,
+    result: StepResult,
+    seconds: float,
+    peak: float,
+    lr: float,
+    extra: Mapping[str, float],
+    eta: float,
+) -> StepRecord:
+    counts = result.expert_counts.float()
+    load = (counts / counts.mean(-1, keepdim=True).clamp(min=1e-9)).tolist()
+    dead, ratio = load_summary(load)
+    gamma = result.report.gamma
+    if result.report.skipped:
+        extra = {**extra, "skipped": 1.0}
+    bits = result.loss / torch.log(torch.tensor(2.0)).item()
+    return StepRecord(
+        step=step,
+        stage=plan.stage,
+        loss=result.loss,
+        tokens=result.tokens,
+        tokens_per_s=result.tokens / seconds,
+        wall_s=seconds,
+        balance_loss=result.balance_loss,
+        bits_per_byte=bits / plan.bytes_per_token if plan.bytes_per_token else None,
+        matmul_share=plan.flops_per_token * result.tokens / seconds / peak if plan.flops_per_token else None,
+        grad_norm=result.report.grad_norm,
+        lr=lr,
+        update_rms=result.report.update_rms,
+        max_logit=float(result.max_scores.max()),
+        clipped_heads=0 if gamma is None else int((gamma < 1).sum()),
+        max_logit_per_layer=result.max_scores.amax(-1).tolist(),
+        expert_load=load,
+        dead_experts=dead,
+        load_ratio=ratio,
+        eta_s=eta,
+        extra=extra,
+    )
+
+
+class _CtrlC:
+    """The first Ctrl-C is noted and waits for the step's end; the second one interrupts at once."""
+
+    def __init__(self) -> None:
+        self.pressed = False
+
+    def __enter__(self) -> _CtrlC:
+        try:
+            self._before = signal.signal(signal.SIGINT, self._note)
+        except ValueError:  # not in the main thread: whoever is there handles signals
+            self._before = None
+        return self
+
+    def _note(self, _number: int, _frame: FrameType | None) -> None:
+        if self.pressed:
+            raise KeyboardInterrupt
+        self.pressed = True
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)

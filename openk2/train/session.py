@@ -1,0 +1,52 @@
+"""Opening a training run: the folder, what was settled in it, the model and its optimizer."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from openk2.config.model import ModelConfig
+from openk2.config.run import OptimConfig
+from openk2.model.model import Model
+from openk2.observe.console import Console
+from openk2.observe.run_folder import RunFolder
+from openk2.optim.audit import audit, totals
+from openk2.optim.muonclip import MuonClip
+from openk2.train.precision import DTYPES, choose_dtype
+from openk2.version import __version__
+
+
+def open_run(path: Path, config: Mapping[str, Any], *, stage: str, seed: int, dtype: str, console: Console) -> tuple[RunFolder, torch.dtype]:
+    """Lock the folder, record what runs in it, settle the dtype; the caller closes the folder."""
+    folder = RunFolder.open(
+        path,
+        config,
+        stage=stage,
+        command=sys.argv,
+        seed=seed,
+        threads=torch.get_num_threads(),
+        versions={"python": platform.python_version(), "torch": torch.__version__, "openk2": __version__},
+    )
+    for warning in folder.warnings:
+        console.warn(warning)
+    return folder, DTYPES[folder.resolve("dtype", lambda: choose_dtype(dtype, console.line))]
+
+
+def make_optimizer(model: Model, config: OptimConfig, console: Console) -> MuonClip:
+    """The optimizer of `config` over the model's own declarations; says which parameters went where."""
+    specs = model.parameter_specs()
+    optimizer = MuonClip.from_config(specs, model.qk_groups(), config)
+    model.qk_clip_tau = optimizer.qk_clip_tau
+    counted = totals(audit(optimizer.specs, config.update_rms))
+    console.line(f"optimizer {config.name}: {counted['muon']:,} parameters by Muon, {counted['adamw']:,} by AdamW")
+    return optimizer
+
+
+def fresh_model(config: ModelConfig, seed: int, compute_dtype: torch.dtype) -> Model:
+    """An initialised model that trains with fp32 weights and `compute_dtype` products."""
+    return Model(config, compute_dtype=compute_dtype).init_weights(seed)

@@ -1,0 +1,67 @@
+"""The shared training step: accumulate, guard, update, QK-Clip, move the router's bias.
+
+Pre-training, SFT and RL differ in what a micro-batch minimises and in nothing
+else. Invariants: gradient accumulation equals the big batch (losses are divided
+by the step's totals, the balance loss is weighted by tokens); maxima of scores
+and expert counts are gathered over all micro-batches of the step, and only
+from the forwards of this function; a skipped step moves nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from openk2.model.model import Model
+from openk2.optim.muonclip import MuonClip, StepReport
+from openk2.train.batch import MicroBatch
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One step. `loss` without the balance loss; `max_scores` fp32 [L, H]; `expert_counts` int [L_moe, E]."""
+
+    loss: float
+    balance_loss: float
+    tokens: int
+    max_scores: Tensor
+    expert_counts: Tensor
+    report: StepReport
+
+
+def train_step(
+    model: Model,
+    optimizer: MuonClip,
+    micro_batches: Sequence[MicroBatch],
+    *,
+    lr: float,
+    balance_loss_alpha: float,
+    bias_update_rate: float,
+) -> StepResult:
+    """One optimizer step over `micro_batches`, whose objectives add up to the step's loss."""
+    model.train()
+    optimizer.zero_grad(set_to_none=True)
+    tokens = [micro.num_tokens for micro in micro_batches]
+    loss = balance = 0.0
+    max_scores: Tensor | None = None
+    counts: Tensor | None = None
+    for micro, count in zip(micro_batches, tokens, strict=True):
+        log_probs, stats = model.log_probs(micro.input_ids, micro.targets, micro.layout)
+        part = micro.objective(log_probs)
+        share = count / sum(tokens)
+        (part + balance_loss_alpha * share * stats.balance_loss).backward()
+        loss += float(part)
+        balance += share * float(stats.balance_loss)
+        max_scores = stats.max_scores if max_scores is None else torch.maximum(max_scores, stats.max_scores)
+        counts = stats.expert_counts if counts is None else counts + stats.expert_counts
+    assert max_scores is not None and counts is not None
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    report = optimizer.step(max_scores=max_scores)
+    if not report.skipped and bias_update_rate:
+        for router, load in zip(model.routers(), counts, strict=True):
+            router.update_bias(load, bias_update_rate)
+    return StepResult(loss, balance, sum(tokens), max_scores, counts, report)
