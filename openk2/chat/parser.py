@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 Delta = dict[str, Any]
 
-# What models and servers write instead of `functions.NAME:IDX`: no prefix, or other separators.
+# What models and servers write instead of `functions.NAME:IDX`: no prefix; other separators or no index.
 _NO_PREFIX = re.compile(r"(?P<name>.+):[0-9]+", re.DOTALL)
-_OTHER_SEPARATORS = re.compile(r"functions[._]?(?P<name>.*?[^\d:_])[:_]?[0-9]+", re.DOTALL)
+_OTHER_SEPARATORS = re.compile(r"functions[._]?(?P<name>.*?[^\d:_])[:_]?[0-9]*", re.DOTALL)
 
 
 class _State(Enum):

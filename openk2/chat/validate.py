@@ -10,7 +10,6 @@ seen, what was expected, what to do. Left out: judging the text itself.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
@@ -78,7 +77,10 @@ class _Check:
         except jsonschema.SchemaError as error:
             where = "".join(f"[{key!r}]" for key in error.absolute_path)
             self._refuse(
-                f"{path}.function.parameters{where}", error.instance, f"a JSON schema ({error.message})", "correct it"
+                f"{path}.function.parameters{where}",
+                error.instance,
+                f"a JSON schema ({_clip(error.message)})",
+                "correct it",
             )
         # An explicit registry: the default one would fetch a remote `$ref` over the network.
         self._validators[name] = jsonschema.Draft202012Validator(schema, registry=Registry())
@@ -173,12 +175,12 @@ class _Check:
             self._refuse(path, arguments, "a JSON object", 'write {} for no arguments, or {"name": value}')
         try:
             fault = jsonschema.exceptions.best_match(self._validators[name].iter_errors(value))
-        except (Unresolvable, RecursionError, re.error) as error:
+        except (Unresolvable, RecursionError) as error:
             where, problem = f"the parameters declared for {name}", f"{type(error).__name__}: {error}"
-            self._refuse(where, problem, "references and patterns that resolve", "write the schema in full")
+            self._refuse(where, problem, "references that resolve inside it", "write the schema in full")
         if fault is not None:
             at = "".join(f"[{key!r}]" for key in fault.absolute_path)
-            expected = f"what {name} declares ({fault.message})"
+            expected = f"what {name} declares ({_clip(fault.message)})"
             self._refuse(path + at, fault.instance, expected, "correct the value or the schema")
 
     def _result(self, path: str, message: Message) -> None:
@@ -214,5 +216,8 @@ def _short(value: Any) -> str:
     """What was seen, as JSON, on one line and not longer than it takes to find it."""
     if value is None:
         return "nothing"
-    text = json.dumps(value, ensure_ascii=False, default=repr)
+    return _clip(json.dumps(value, ensure_ascii=False, default=repr))
+
+
+def _clip(text: str) -> str:
     return text if len(text) <= _SEEN_CHARS else text[: _SEEN_CHARS - 3] + "..."

@@ -77,9 +77,14 @@ def clean_asides(parent: Path, *, own: bool = False, name: str | None = None) ->
 def _replace(aside: Path, target: Path) -> None:
     """Rename `aside` to `target`; what stood there is moved away first and deleted last."""
     old = _aside(target, "old")
-    if target.exists():
-        os.rename(target, old)
-    os.rename(aside, target)
+    try:
+        if target.exists():
+            os.rename(target, old)
+        os.rename(aside, target)
+    except BaseException:
+        if old.exists() and not target.exists():
+            os.rename(old, target)
+        raise
     sync_folder(target.parent)
     shutil.rmtree(old, ignore_errors=True)
 

@@ -21,8 +21,8 @@ PARTS_WANTED = 20  # a small domain is cut finer, so that a tenth of it can be h
 BOUNDARIES = tuple(
     re.compile(pattern, re.MULTILINE)
     for pattern in (
-        r"^(?:ACT|Act) [IVX]+\b|^#+ |^CHAPTER\b|^(?:\w+ )?\w+ Chapter \d+$",
-        r"^(?:SCENE|Scene)\b|^(?:@|class |def |async def )|^[IVXLC]+\.?$",
+        r"^(?:ACT|Act) [IVX]+\b|^#+ |^(?:CHAPTER|Chapter)\b",
+        r"^(?:SCENE|Scene)\b|(?<=\n\n)(?:@|class |def |async def )|^[IVXLC]+\.?$",
         r"(?<=\n\n)(?=\S)",
         r"(?<=\n)",
         r"(?<=\s)",

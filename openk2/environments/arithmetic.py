@@ -21,12 +21,13 @@ _ALLOWED = re.compile(r"[0-9+\-*/(). ]+")
 
 def evaluate(expression: str) -> Fraction:
     """The exact value of an arithmetic expression. Raises `ToolError` for anything else."""
-    return _walk(_parse(expression))
+    return _walk(_parse(expression), expression)
 
 
 def operands(expression: str) -> list[Fraction]:
     """The numbers written in the expression, sorted: what is computed with, whatever the order."""
-    return sorted(_number(node) for node in ast.walk(_parse(expression)) if isinstance(node, ast.Constant))
+    nodes = ast.walk(_parse(expression))
+    return sorted(_number(node, expression) for node in nodes if isinstance(node, ast.Constant))
 
 
 def format_number(value: Fraction, decimals: int) -> str:
@@ -51,19 +52,19 @@ def _parse(expression: str) -> ast.expr:
     if not _ALLOWED.fullmatch(expression):
         raise ToolError("expression may hold only numbers, + - * / and parentheses")
     try:
-        return ast.parse(expression.strip(), mode="eval").body
+        return ast.parse(expression.lstrip(), mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         raise ToolError("expression is not well formed") from None
 
 
-def _walk(node: ast.expr) -> Fraction:
+def _walk(node: ast.expr, source: str) -> Fraction:
     if isinstance(node, ast.Constant):
-        return _number(node)
+        return _number(node, source)
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.UAdd | ast.USub):
-        value = _walk(node.operand)
+        value = _walk(node.operand, source)
         return -value if isinstance(node.op, ast.USub) else value
     if isinstance(node, ast.BinOp):
-        return _bounded(_binary(node.op, _walk(node.left), _walk(node.right)))
+        return _bounded(_binary(node.op, _walk(node.left, source), _walk(node.right, source)))
     raise ToolError("expression may hold only numbers, + - * / and parentheses")
 
 
@@ -81,10 +82,11 @@ def _binary(operator: ast.operator, left: Fraction, right: Fraction) -> Fraction
     raise ToolError("expression may hold only numbers, + - * / and parentheses")
 
 
-def _number(node: ast.Constant) -> Fraction:
+def _number(node: ast.Constant, source: str) -> Fraction:
     if type(node.value) not in (int, float):
         raise ToolError("expression may hold only numbers, + - * / and parentheses")
-    return _bounded(exact(node.value))  # type: ignore[arg-type]
+    # The digits as written: the parser's float has only the first seventeen. Offsets are in (ASCII) bytes.
+    return _bounded(Fraction(source.lstrip()[node.col_offset : node.end_col_offset]))
 
 
 def _bounded(value: Fraction) -> Fraction:

@@ -184,8 +184,9 @@ def _answers(task: Task, turn: Turn, replies: Sequence[Message], heard: Sequence
         return False
     if not turn.answer:
         return True
+    needed = [str(value) for call in turn.calls for value in call.arguments.values()]
     results = [message["content"] for message in replies if message["role"] == "tool"]
-    return states(turn.answer, text) and not hedges(turn.answer, text, [*heard, *results], _classes(task))
+    return states(turn.answer, text) and not hedges(turn.answer, text, [*heard, *needed, *results], _classes(task))
 
 
 def _answer_failure(replies: Sequence[Message]) -> str:

@@ -27,6 +27,8 @@ from mcp_types import INVALID_PARAMS, TextContent, Tool
 from openk2.protocols import EnvironmentFailure, ToolError, ToolSpec
 
 GUARD = Path(__file__).with_name("guard.py")
+# More than the SDK takes to close stdin, wait, terminate and kill.
+_CLOSE_SECONDS = 15.0
 _T = TypeVar("_T")
 
 
@@ -50,8 +52,9 @@ class McpServer:
         )
         self._timeout = timeout
         self._broken = ""
+        self._closing = False
         self._loop = asyncio.new_event_loop()
-        self._stop = asyncio.Event()
+        self._serving = self._loop.create_task(self._serve())
         self._client: Client
         self._started: Future[list[Tool]] = Future()
         self._thread = threading.Thread(target=self._run, name="mcp-client", daemon=True)
@@ -98,10 +101,11 @@ class McpServer:
         """End the server's process and the thread. May be called again."""
         atexit.unregister(self.close)
         self._broken = self._broken or "the MCP server is closed"
-        with suppress(RuntimeError):  # the loop has ended already
-            self._loop.call_soon_threadsafe(self._stop.set)
-        if threading.current_thread() is not self._thread:
-            self._thread.join(self._timeout)
+        if not self._closing:
+            self._closing = True  # once only: a second cancellation would cut short the clearing up after the first
+            with suppress(RuntimeError):  # the loop has ended already
+                self._loop.call_soon_threadsafe(self._serving.cancel)
+        self._thread.join(_CLOSE_SECONDS)
 
     def _fail(self, reason: str) -> EnvironmentFailure:
         self._broken = reason
@@ -116,7 +120,9 @@ class McpServer:
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
         try:
-            self._loop.run_until_complete(self._serve())
+            self._loop.run_until_complete(self._serving)
+        except asyncio.CancelledError:
+            pass
         except Exception as error:
             if not self._started.done():
                 self._started.set_exception(error)
@@ -127,7 +133,7 @@ class McpServer:
         with open(os.devnull, "w") as silence:
             async with Client(stdio_client(self._parameters, errlog=silence), cache=None) as self._client:
                 self._started.set_result(await self._list_tools())
-                await self._stop.wait()
+                await asyncio.Event().wait()  # until cancelled
 
     async def _list_tools(self) -> list[Tool]:
         tools: list[Tool] = []

@@ -41,7 +41,10 @@ class Table:
         self.name = name
         self.reads_table = False  # whether the last query read the table at all
         # Callers use an environment from one thread at a time, but not always the one that opened it.
-        self._connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+        # No statement is cached: the authorizer is only asked when one is compiled.
+        self._connection = sqlite3.connect(
+            ":memory:", isolation_level=None, check_same_thread=False, cached_statements=0
+        )
         listed = ", ".join(f'"{column}"' for column in columns)
         self._connection.execute(f'CREATE TABLE "{name}" ({listed})')
         marks = ", ".join("?" for _ in columns)

@@ -12,10 +12,11 @@ import importlib.metadata
 import importlib.util
 import re
 import threading
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 
-NUMBER = re.compile(r"-?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
-HASH_ANSWER = re.compile(r"####\s*(-?\$?\s*(?:\d[\d,]*(?:\.\d+)?|\.\d+))")
+_DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"  # commas only between thousands
+NUMBER = re.compile(rf"-?\$?-?(?:{_DIGITS})")
+HASH_ANSWER = re.compile(rf"####\s*([-+]?\$?\s*[-+]?(?:{_DIGITS}))")
 BOXED = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)")
 # What a symbolic comparison could take minutes or gigabytes for: towers of powers, large exponents, factorials.
 COSTLY = re.compile(r"\^\s*\{[^{}]*\^|\^\s*\w\s*\^|\^\s*\{?\s*-?\d{4,}|\d{3,}\s*!")
@@ -25,13 +26,10 @@ SYMBOLIC_SECONDS = 5
 
 def parse_number(text: str) -> Decimal | None:
     """A number with optional thousands commas, $ and %; None if the text is anything else."""
-    bare = text.strip().replace(",", "").replace("$", "").replace(" ", "").rstrip("%").rstrip(".")
-    if not re.fullmatch(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)", bare):
+    bare = re.sub(r"\s|\$", "", text).rstrip("%").rstrip(".")
+    if not re.fullmatch(rf"[+-]?(?:{_DIGITS})", bare):
         return None
-    try:
-        return Decimal(bare)
-    except InvalidOperation:
-        return None
+    return Decimal(bare.replace(",", ""))
 
 
 def last_number(text: str) -> str | None:
@@ -77,7 +75,7 @@ _THOUSANDS = re.compile(r"(?<![\d,])\d{1,3}(?:,\d{3})+(?![\d,])")
 
 
 def normalise_math(latex: str) -> str:
-    """LaTeX with its purely visual differences removed: spacing, sizes, units, \\frac12 for \\frac{1}{2}, x= in front."""
+    """LaTeX without differences that are only visual: spacing, sizes, units, \\frac12 for \\frac{1}{2}, x= in front."""
     text = latex.strip().rstrip(".")
     text = _UNIT.sub("", text.replace("{,}", ",").replace("\\!", ""))
     text = _TEXT.sub(lambda match: match.group(1), text)
@@ -85,8 +83,10 @@ def normalise_math(latex: str) -> str:
     text = _DROPPED.sub("", text)
     text = _THOUSANDS.sub(lambda match: match.group().replace(",", ""), text)
     text = _BARE_FRACTION.sub(
-        lambda match: f"\\frac{{{match[1] if match[1] is not None else match[2]}}}"
-        f"{{{match[3] if match[3] is not None else match[4]}}}",
+        lambda match: (
+            f"\\frac{{{match[1] if match[1] is not None else match[2]}}}"
+            f"{{{match[3] if match[3] is not None else match[4]}}}"
+        ),
         text,
     )
     text = _NAMED.sub("", _BARE_ROOT.sub(r"\\sqrt{\1}", text))
@@ -95,7 +95,7 @@ def normalise_math(latex: str) -> str:
 
 
 def symbolic_library() -> str | None:
-    """Name and version of math-verify if it can be used here: its time limit is a signal, so only in the main thread."""
+    """Name and version of math-verify where it can be used: its time limit is a signal, so in the main thread only."""
     if importlib.util.find_spec("math_verify") is None or threading.current_thread() is not threading.main_thread():
         return None
     return f"math-verify {importlib.metadata.version('math-verify')}"
@@ -112,7 +112,7 @@ def same_math(answer: str, expected: str, *, symbolic: bool) -> bool:
 
 
 def _same_expression(answer: str, expected: str) -> bool:
-    from math_verify import LatexExtractionConfig, parse, verify
+    from math_verify import LatexExtractionConfig, parse, verify  # type: ignore[import-untyped,import-not-found]
 
     def read(latex: str) -> list[object]:
         return list(

@@ -57,7 +57,9 @@ def resolve(wanted: str | Path | EvalTask[Any]) -> list[EvalTask[Any]]:
     if path.suffix != ".jsonl" and not path.exists():
         near = difflib.get_close_matches(str(wanted), TASKS, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"--tasks: saw {str(wanted)!r}, expected one of {', '.join(sorted(TASKS))} or a .jsonl file{hint}")
+        raise ValueError(
+            f"--tasks: saw {str(wanted)!r}, expected one of {', '.join(sorted(TASKS))} or a .jsonl file{hint}"
+        )
     tasks, questions = read_task_file(path)
     both = bool(tasks and questions)
     found: list[EvalTask[Any]] = []

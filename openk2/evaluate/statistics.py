@@ -113,6 +113,8 @@ def minimal_detectable_difference(
     around `rate`. What is smaller than this should not be read off a pair of runs of this size.
     """
     if n < 1 or not 0.0 <= rate <= 1.0:
-        raise ValueError(f"minimal detectable difference: saw n {n} and rate {rate}, expected n >= 1 and 0 <= rate <= 1")
+        raise ValueError(
+            f"minimal detectable difference: saw n {n} and rate {rate}, expected n >= 1 and 0 <= rate <= 1"
+        )
     z = NormalDist().inv_cdf(1.0 - significance / 2.0) + NormalDist().inv_cdf(power)
     return z * math.sqrt(2.0 * rate * (1.0 - rate) / n)

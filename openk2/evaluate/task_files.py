@@ -59,21 +59,39 @@ def _task(path: Path, number: int, line: dict[str, Any]) -> Task:
     """The task, after its tools have been opened once: an unknown tool or a broken setup is an error of the line."""
     try:
         task = task_from_dict(line)
+        _check_tools(task)
         open_environment(task).close()
     except ValueError as error:
         raise ValueError(f"{path}:{number}: {error}") from None
+    except (TypeError, KeyError, AttributeError) as error:  # a setup whose values have other types than the tools read
+        raise ValueError(f"{path}:{number}: field 'setup': saw a value of the wrong type ({error})") from None
     return task
+
+
+def _check_tools(task: Task) -> None:
+    for name in task.tools:
+        if not isinstance(name, str):
+            raise ValueError(f"task {task.id}.tools: saw {name!r:.40}, expected the names of tools")
+    for index, turn in enumerate(task.turns):
+        for call in turn.calls:
+            if call.name not in task.tools:
+                raise ValueError(
+                    f"task {task.id}: turns[{index}].calls: saw {call.name!r:.40}, "
+                    f"expected a tool that the task offers ({', '.join(task.tools) or 'none'})"
+                )
 
 
 def _question(path: Path, number: int, line: dict[str, Any]) -> Question:
     if "prompt" not in line:
         raise ValueError(
-            f"{path}:{number}: saw fields {', '.join(sorted(line))!r:.60}, expected 'turns' (a tool task) or 'prompt' (a question)"
+            f"{path}:{number}: saw fields {', '.join(sorted(line))!r:.60}, "
+            "expected 'turns' (a tool task) or 'prompt' (a question)"
         )
     unknown = sorted(set(line) - QUESTION_FIELDS)
     if unknown:
         raise ValueError(
-            f"{path}:{number}: field {unknown[0]!r}: saw an unknown field, expected {', '.join(sorted(QUESTION_FIELDS))}"
+            f"{path}:{number}: field {unknown[0]!r}: saw an unknown field, "
+            f"expected {', '.join(sorted(QUESTION_FIELDS))}"
         )
     prompt, answer = (text_field(path, number, line, name) for name in ("prompt", "answer"))
     match = line.get("match", "exact")

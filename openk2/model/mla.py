@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from openk2.config.model import ModelConfig
 from openk2.model.layout import Layout
 from openk2.model.norm import RMSNorm
-from openk2.model.rope import rotate, softmax_scale
+from openk2.model.rope import softmax_scale
 from openk2.ops.attention import document_attention, exact_max_scores
+from openk2.ops.fused import rotate
 
 # The two norms inside attention use this epsilon whatever the config says (k2-facts 1.3).
 INNER_NORM_EPS = 1e-6
@@ -63,13 +64,13 @@ class MultiHeadLatentAttention(nn.Module):
         nope, rope = q.unflatten(-1, (config.num_attention_heads, -1)).split(
             (config.qk_nope_head_dim, config.qk_rope_head_dim), dim=-1
         )
-        return nope, rotate(rope, cos.unsqueeze(-2), sin.unsqueeze(-2))
+        return nope, rotate(rope, cos, sin)
 
     def latents(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """x [N, D] -> normalised latent [N, C] and rotated shared key [N, r]: what the cache holds."""
         joint = F.linear(x, self.kv_a_proj_with_mqa.weight.to(x.dtype))
         latent, rope = joint.split((self.config.kv_lora_rank, self.config.qk_rope_head_dim), dim=-1)
-        return self.kv_a_layernorm(latent), rotate(rope, cos, sin)
+        return self.kv_a_layernorm(latent.contiguous()), rotate(rope.unsqueeze(1), cos, sin).squeeze(1)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, layout: Layout, tau: float | None) -> tuple[Tensor, Tensor, Tensor]:
         """Attend within documents.

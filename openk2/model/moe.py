@@ -8,6 +8,7 @@ from counts of committed training forwards. Source: k2-facts 1.4.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from openk2.config.model import ModelConfig
 from openk2.model.layout import Layout
 from openk2.ops.experts import routed_experts
-from openk2.ops.swiglu import swiglu_mlp
+from openk2.ops.fused import swiglu_mlp
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,14 @@ class Router(nn.Module):
         self.config = config
         self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size))
         self.register_buffer("e_score_correction_bias", torch.zeros(config.n_routed_experts, dtype=torch.float32))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Router:
+        """Moves the bias with the module but keeps it fp32: `model.to(bfloat16)` would swallow steps of 0.001."""
+        exact = self.e_score_correction_bias
+        super()._apply(fn, recurse)
+        if self.e_score_correction_bias.dtype != torch.float32:
+            self.e_score_correction_bias = exact.to(self.e_score_correction_bias.device)
+        return self
 
     def _select(self, scores: Tensor) -> Tensor:
         """Top experts by score + bias, within the best groups where the config has groups: int [N, K]."""

@@ -1,11 +1,11 @@
-"""RMSNorm as a module; the maths is in `openk2.ops.rms_norm`."""
+"""RMSNorm as a module; the maths is in `openk2.ops.fused`."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from openk2.ops.rms_norm import rms_norm
+from openk2.ops.fused import rms_norm
 
 
 class RMSNorm(nn.Module):

@@ -1,7 +1,8 @@
 """Rotary positions with YaRN, on interleaved pairs as the released weights store them.
 
-Invariant: rotating pairs (x0, x1), (x2, x3), ... in place gives the same
-scores as de-interleaving first, since queries and keys are permuted alike.
+Invariant: rotating pairs (x0, x1), (x2, x3), ... in place (`ops.fused.rotate`)
+gives the same scores as de-interleaving first, since queries and keys are
+permuted alike.
 Source: K2's config (rope_scaling) and DeepSeek-V3's rotary code; k2-facts 1.3.
 """
 
@@ -59,13 +60,3 @@ def rotary_tables(config: ModelConfig, num_positions: int) -> tuple[Tensor, Tens
     elif yarn is not None:
         ratio = yarn_mscale(yarn.factor, 1.0)
     return angles.cos() * ratio, angles.sin() * ratio
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the interleaved pairs of x [..., rope_dim] by the angles in cos, sin [..., rope_dim / 2].
-
-    Computed in the tables' fp32 (or wider) and returned in x's dtype.
-    """
-    even, odd = x[..., 0::2], x[..., 1::2]
-    turned = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1)
-    return turned.flatten(-2).to(x.dtype)

@@ -69,7 +69,10 @@ def expert_charts(records: Records, first_layer: int | None) -> list[str]:
         heat_map(f"Expert load at step {last.step}", rows, Axis("expert"), Axis("layer"), first_row=first_layer or 0),
         _single("Imbalance", loaded, [ratio for _, ratio in summaries], Axis("busiest expert / mean, worst layer")),
         _single(
-            "Dead experts", loaded, [dead for dead, _ in summaries], Axis("experts that no token chose", zero=True, whole=True)
+            "Dead experts",
+            loaded,
+            [dead for dead, _ in summaries],
+            Axis("experts that no token chose", zero=True, whole=True),
         ),
         _smoothed("Balance loss", records, [record.balance_loss for record in records], "balance loss"),
     ]
@@ -146,6 +149,9 @@ def _update_chart(records: Records) -> str:
 
 
 def _single(title: str, records: Records, values: Sequence[float | None], y: Axis) -> str:
+    """One line; a logarithmic axis turns linear where a value could not be drawn on it."""
+    if y.log and any(value is not None and value <= 0 for value in values):
+        y = Axis(y.label)
     return line_chart(title, [Series("", _steps(records), values)], _STEP, y)
 
 

@@ -210,7 +210,8 @@ padding:.4rem .75rem;margin-bottom:.5rem}
 .call span{font-size:.85rem;font-weight:600}
 details{margin-bottom:1rem}summary{cursor:pointer;color:var(--link);padding:.25rem 0}
 footer{margin-top:2.5rem;padding-top:1rem;border-top:1px solid var(--rule);font-size:.85rem}
-@media(max-width:480px){body{font-size:15px;padding:1rem .8rem 2rem}nav{margin:1rem -.8rem 0;padding:.55rem .8rem;flex-wrap:nowrap;overflow-x:auto}
+@media(max-width:480px){body{font-size:15px;padding:1rem .8rem 2rem}nav{margin:1rem -.8rem 0;padding:.55rem .8rem;
+flex-wrap:nowrap;overflow-x:auto}
 svg text,svg .axis{font-size:14px}svg .value{font-size:12px}th,td{padding:.35rem .55rem}
 figure{padding:.6rem .35rem .3rem}figcaption{padding:0 .3rem}}
 @media print{nav{display:none}body{max-width:none}figure,.sample,.dialogue li{break-inside:avoid}}

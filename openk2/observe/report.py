@@ -17,16 +17,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from openk2.observe.console import byte_size, duration
-from openk2.observe.curves import expert_charts, rl_charts, rl_in_words, training_charts
+from openk2.observe import sections
+from openk2.observe.console import byte_size, duration, quantity
+from openk2.observe.curves import engine_room_charts, expert_charts, rl_charts, rl_in_words, training_charts
 from openk2.observe.files import write_atomic
-from openk2.observe.metrics import json_safe
-from openk2.observe.page import Raw, cell, dialogue, escape, page, settings, share_bar, table, text_block
-from openk2.observe.svg import Axis, Bars, bar_chart
+from openk2.observe.metrics import StepRecord, json_safe
+from openk2.observe.page import Raw, cell, escape, page, settings, share_bar, table
+from openk2.observe.sections import STAGES, chart_grid, rate
 
-STAGES = {"base": "base", "sft": "SFT", "more_sft": "more SFT", "rl": "RL"}
-_SETS = {"phrasings": "(b) held-out phrasings", "freehand": "(c) written freely by hand"}
-_MAIN_SET = "(a) held-out numbers and names"
 _METRICS = {"pretrain": "pre-training", "sft": "SFT", "more_sft": "more SFT (the control)", "rl": "RL"}
 _EXPECTED = {
     "goals": "goals",
@@ -71,39 +69,29 @@ def write_report(report: Mapping[str, Any], folder: Path | str) -> Path:
 def render(report: Mapping[str, Any]) -> str:
     """The page as text."""
     metrics = report.get("metrics") or {}
-    pretrain = metrics.get("pretrain") or ()
-    tau = _find(report.get("config"), "qk_clip_tau")
-    sections = [
+    shown = [
         ("goals", "Goals", _goals(report)),
-        ("pretraining", "Pre-training", _charts(training_charts(pretrain, tau))),
-        (
-            "experts",
-            "Expert load",
-            _charts(expert_charts(pretrain, _find(report.get("config"), "first_k_dense_replace"))),
-        ),
-        ("validation", "Validation text", validation(report)),
-        ("synthesis", "Synthesised data", synthesis(report)),
-        ("sft", "Supervised fine-tuning", _fine_tuning(metrics, tau)),
-        ("rl", "Reinforcement learning", _reinforcement(metrics)),
-        ("tools", "Tool calls by stage", tools(report)),
-        ("benchmarks", "Benchmarks", benchmarks(report)),
-        ("critic", "Can the critic be trusted?", critic(report)),
-        ("samples", "Samples", samples(report)),
-        ("trajectories", "Before and after RL", trajectories(report)),
+        ("pretraining", "Pre-training", _training(metrics.get("pretrain"), report)),
+        ("experts", "Expert load", _experts(report)),
+        ("validation", "Validation text", sections.validation(report)),
+        ("synthesis", "Synthesised data", sections.synthesis(report)),
+        ("sft", "Supervised fine-tuning", _fine_tuning(report)),
+        ("rl", "Reinforcement learning", _reinforcement(metrics.get("rl"))),
+        ("tools", "Tool calls by stage", sections.tools(report)),
+        ("benchmarks", "Benchmarks", sections.benchmarks(report)),
+        ("critic", "Trust in the critic", sections.critic(report)),
+        ("samples", "Samples", sections.samples(report)),
+        ("trajectories", "Before and after RL", sections.trajectories(report)),
         ("cost", "Time and memory", _cost(report)),
         ("configuration", "Configuration", _configuration(report)),
+        ("missing", "Not in this report", _missing(report, metrics)),
     ]
-    missing = _missing(report, metrics)
-    if missing:
-        sections.append(
-            ("missing", "Not in this report", f"<p>Not measured or not given: {escape(', '.join(missing))}.</p>")
-        )
     name = str(report.get("name") or "openk2 run")
     footer = (
         "Written by openk2, an independent project that is not affiliated with Moonshot AI. "
         "The figures of this page are in report.json, those of each step in metrics.jsonl."
     )
-    return page(name, _header(name, report), sections, footer)
+    return page(name, _header(name, report), shown, footer)
 
 
 def _header(name: str, report: Mapping[str, Any]) -> str:
@@ -124,8 +112,8 @@ def _goals(report: Mapping[str, Any]) -> str:
     if goals:
         met = sum(goal.get("met") is True for goal in goals)
         content += f"<p>{met} of {len(goals)} goals met.</p>"
-        rows = [[goal.get("name"), goal.get("goal"), goal.get("measured"), _verdict(goal.get("met"))] for goal in goals]
-        content += table(["what", "goal", "measured", "verdict"], rows)
+        rows = [[goal.get("name"), _verdict(goal.get("met")), goal.get("measured"), goal.get("goal")] for goal in goals]
+        content += table(["what", "verdict", "measured", "goal"], rows)
     return content
 
 
@@ -143,7 +131,8 @@ def _cards(report: Mapping[str, Any]) -> str:
     success = report.get("tool_success") or {}
     for stage in ("rl", "more_sft", "sft", "base"):
         if stage in success:
-            cards.append((rate(success[stage]), f"tool-call success after {STAGES[stage]}, set (a)"))
+            main, _, rest = rate(success[stage]).partition(" ")
+            cards.append((main, f"tool-call success after {STAGES[stage]}, set (a) {rest}"))
             break
     below = [domain for domain in _shared(report) if report["val_bpb"][domain] < report["xz_bpb"][domain]]
     if _shared(report):
@@ -153,7 +142,7 @@ def _cards(report: Mapping[str, Any]) -> str:
         cards.append((f"{report['max_logit']:.1f}", f"largest attention logit{_clips(clipped)}"))
     total = (report.get("parameters") or {}).get("total")
     if total is not None:
-        cards.append((cell(total), "parameters"))
+        cards.append((quantity(total), "parameters"))
     shown = "".join(
         f'<div class="card"><b>{escape(value)}</b><span>{escape(what)}</span></div>' for value, what in cards
     )
@@ -165,21 +154,38 @@ def _clips(clipped: int | None) -> str:
 
 
 def _shared(report: Mapping[str, Any]) -> list[str]:
-    xz = report.get("xz_bpb") or {}
-    return [domain for domain in report.get("val_bpb") or {} if domain in xz]
+    ours, xz = report.get("val_bpb") or {}, report.get("xz_bpb") or {}
+    return [domain for domain in ours if ours[domain] is not None and xz.get(domain) is not None]
 
 
-def _fine_tuning(metrics: Mapping[str, Any], tau: float | None) -> str:
-    content = ""
-    for key, title in (("sft", "SFT"), ("more_sft", "More SFT: the control for RL")):
-        charts = training_charts(metrics.get(key) or (), tau)
-        content += f"<h3>{title}</h3>{_charts(charts)}" if charts else ""
-    return content
+def _training(records: Sequence[StepRecord] | None, report: Mapping[str, Any]) -> str:
+    if not records:
+        return ""
+    return chart_grid(training_charts(records, _find(report.get("config"), "qk_clip_tau"))) + _engine_room(records)
 
 
-def _reinforcement(metrics: Mapping[str, Any]) -> str:
-    records = metrics.get("rl") or ()
-    return f"<p>{escape(rl_in_words(records))}</p>{_charts(rl_charts(records))}" if records else ""
+def _engine_room(records: Sequence[StepRecord]) -> str:
+    charts = chart_grid(engine_room_charts(records))
+    return f"<details><summary>Optimizer and speed</summary>{charts}</details>" if charts else ""
+
+
+def _experts(report: Mapping[str, Any]) -> str:
+    records = (report.get("metrics") or {}).get("pretrain") or ()
+    return chart_grid(expert_charts(records, _find(report.get("config"), "first_k_dense_replace")))
+
+
+def _fine_tuning(report: Mapping[str, Any]) -> str:
+    metrics = report.get("metrics") or {}
+    stages = (("sft", "SFT"), ("more_sft", "More SFT: the control for RL"))
+    return "".join(
+        f"<h3>{title}</h3>{_training(metrics[key], report)}" for key, title in stages if metrics.get(key)
+    )  # fmt: skip
+
+
+def _reinforcement(records: Sequence[StepRecord] | None) -> str:
+    if not records:
+        return ""
+    return f"<p>{escape(rl_in_words(records))}</p>{chart_grid(rl_charts(records))}{_engine_room(records)}"
 
 
 def _cost(report: Mapping[str, Any]) -> str:
@@ -209,14 +215,10 @@ def _configuration(report: Mapping[str, Any]) -> str:
     return content
 
 
-def _missing(report: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
+def _missing(report: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
     missing = [title for key, title in _EXPECTED.items() if not report.get(key)]
-    return missing + [f"steps of {title}" for key, title in _METRICS.items() if not metrics.get(key)]
-
-
-def _charts(charts: Sequence[str]) -> str:
-    drawn = "".join(chart for chart in charts if chart)
-    return f'<div class="charts">{drawn}</div>' if drawn else ""
+    missing += [f"steps of {title}" for key, title in _METRICS.items() if not metrics.get(key)]
+    return f"<p>Not measured or not given: {', '.join(missing)}.</p>" if missing else ""
 
 
 def _find(config: Any, name: str) -> Any:

@@ -67,11 +67,11 @@ class Axis:
 
 
 def tick_label(value: float) -> str:
-    """A number for an axis: 0.25, 12, 1.5k, 2M, 1e-05."""
+    """A number for an axis: 0.25, 12, 15k, 2M, 1.5e-3."""
     size = abs(value)
     if value == 0:
         return "0"
-    if size < 1e-3:
+    if size < 1e-2:
         mantissa, exponent = f"{value:.1e}".split("e")
         return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
     for limit, divisor, suffix in ((1e4, 1.0, ""), (1e6, 1e3, "k"), (1e9, 1e6, "M"), (1e12, 1e9, "G")):
@@ -90,12 +90,13 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten from `low` to `high`, with 2 and 5 times them between where there are few."""
+    """Powers of ten from `low` to `high`; with 2 and 5 times them, or evenly spaced marks, where these are few."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     stride = max(1, math.ceil(len(decades) / 6))
-    factors = (1, 2, 5) if len(decades) <= 3 else (1,)
+    factors = (1, 2, 5) if high <= 200 * low else (1,)
     marks = [factor * 10.0**decade for decade in decades[::stride] for factor in factors]
-    return [mark for mark in marks if low * 0.999 <= mark <= high * 1.001]
+    inside = [mark for mark in marks if low * 0.999 <= mark <= high * 1.001]
+    return inside if len(inside) > 1 else ticks(low, high)
 
 
 class Scale:

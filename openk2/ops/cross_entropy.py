@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from openk2.ops.fused import normalise_logits
+
 CHUNK_ROWS = 512  # a chunk's fp32 logits stay within the last-level cache at an 8k vocabulary
 KEEP_BYTES = 512 << 20  # largest probability matrix kept for the backward pass
 
@@ -23,38 +25,35 @@ class _LinearLogProb(torch.autograd.Function):
         rows, vocab = hidden.shape[0], head.shape[0]
         keep = ctx.needs_input_grad[0] and rows * vocab * hidden.element_size() <= KEEP_BYTES
         kept = torch.empty(rows, vocab, dtype=hidden.dtype, device=hidden.device) if keep else None
-        log_probs = torch.empty(rows, dtype=torch.float32, device=hidden.device)
-        normalisers = torch.empty_like(log_probs)
+        wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        log_probs = torch.empty(rows, dtype=wide, device=hidden.device)
         for first in range(0, rows, CHUNK_ROWS):
             chunk = slice(first, min(first + CHUNK_ROWS, rows))
-            logits = F.linear(hidden[chunk], head).float()
-            normalisers[chunk] = logits.logsumexp(-1)
-            log_probs[chunk] = logits.gather(1, targets[chunk, None]).squeeze(1) - normalisers[chunk]
+            logits = F.linear(hidden[chunk], head)
+            normaliser, probabilities = normalise_logits(logits)
+            log_probs[chunk] = logits.gather(1, targets[chunk, None]).squeeze(1) - normaliser
             if kept is not None:
-                kept[chunk] = logits.sub_(normalisers[chunk, None]).exp_()
-        ctx.save_for_backward(hidden, head, targets, normalisers, kept)
+                kept[chunk] = probabilities
+        ctx.save_for_backward(hidden, head, targets, kept)
         return log_probs
 
     @staticmethod
     def backward(ctx, grad: Tensor):  # type: ignore[override]
-        hidden, head, targets, normalisers, kept = ctx.saved_tensors
+        hidden, head, targets, kept = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden)
-        grad_head = torch.zeros(head.shape, dtype=head.dtype, device=head.device)
+        grad_head = torch.zeros(head.shape, dtype=grad.dtype, device=head.device) if kept is None else None
         for first in range(0, hidden.shape[0], CHUNK_ROWS):
             chunk = slice(first, min(first + CHUNK_ROWS, hidden.shape[0]))
-            if kept is not None:
-                # The backward pass runs once: the kept probabilities become the gradient in place.
-                grad_logits = kept[chunk].mul_(-grad[chunk, None].to(hidden.dtype))
-            else:
-                logits = F.linear(hidden[chunk], head).float()
-                grad_logits = logits.sub_(normalisers[chunk, None]).exp_().mul_(-grad[chunk, None]).to(hidden.dtype)
+            # The backward pass runs once: kept probabilities become the gradient in place.
+            probabilities = kept[chunk] if kept is not None else normalise_logits(F.linear(hidden[chunk], head))[1]
+            grad_logits = probabilities.mul_(-grad[chunk, None].to(hidden.dtype))
             grad_logits.scatter_add_(1, targets[chunk, None], grad[chunk, None].to(hidden.dtype))
             grad_hidden[chunk] = grad_logits @ head
-            if kept is None:
-                grad_head.addmm_(grad_logits.t(), hidden[chunk])
+            if grad_head is not None:
+                grad_head += grad_logits.t() @ hidden[chunk]
         if kept is not None:
-            grad_head = kept.t() @ hidden
-        return grad_hidden, grad_head, None
+            return grad_hidden, kept.t() @ hidden, None
+        return grad_hidden, grad_head.to(head.dtype), None
 
 
 def linear_log_prob(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openk2.ops.swiglu import swiglu, swiglu_backward
+from openk2.ops.fused import swiglu_backward, swiglu_forward
 
 
 def _grouped(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
@@ -47,8 +47,8 @@ class _RoutedExperts(torch.autograd.Function):
         ends = torch.bincount(flat, minlength=gate_up.shape[0]).cumsum(0).to(torch.int32)
         sorted_x = x.index_select(0, order // top_k)
         hidden = _grouped(sorted_x, gate_up, ends)
-        y = _grouped(swiglu(hidden), down, ends)
-        y = y.index_select(0, inverse).view(num_tokens, top_k, -1)
+        y = _grouped(swiglu_forward(hidden), down, ends)
+        y = y.index_select(0, inverse).view(num_tokens, top_k, x.shape[1])
         out = torch.bmm(weights.to(y.dtype).unsqueeze(1), y).squeeze(1)
         ctx.save_for_backward(sorted_x, hidden, y, weights, gate_up, down, order, inverse, ends)
         return out
@@ -60,12 +60,12 @@ class _RoutedExperts(torch.autograd.Function):
         grad_weights = torch.bmm(y, grad_out.unsqueeze(-1)).squeeze(-1).to(weights.dtype)
         sorted_weights = weights.flatten().index_select(0, order).to(grad_out.dtype)
         grad_y = grad_out.index_select(0, order // top_k) * sorted_weights.unsqueeze(-1)
-        grad_down = _grouped_weight_gradient(grad_y, swiglu(hidden), ends)
+        grad_down = _grouped_weight_gradient(grad_y, swiglu_forward(hidden), ends)
         grad_activation = _grouped(grad_y, down.transpose(-1, -2), ends)
         grad_hidden = swiglu_backward(grad_activation, hidden)
         grad_gate_up = _grouped_weight_gradient(grad_hidden, sorted_x, ends)
         grad_sorted = _grouped(grad_hidden, gate_up.transpose(-1, -2), ends)
-        grad_x = grad_sorted.index_select(0, inverse).view(num_tokens, top_k, -1).sum(1)
+        grad_x = grad_sorted.index_select(0, inverse).view(num_tokens, top_k, grad_out.shape[1]).sum(1)
         return grad_x, None, grad_weights, grad_gate_up, grad_down
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -94,9 +93,9 @@ def run(codec: Codec) -> Callable[..., Result]:
 
 
 @pytest.fixture(scope="session")
-def datasets() -> Path:
+def datasets(assets: Path) -> Path:
     """The real data sets, where they are."""
-    assets = os.environ.get("OPENK2_ASSETS")
-    if not assets or not Path(assets, "datasets").is_dir():
-        pytest.skip("OPENK2_ASSETS names no folder with datasets/")
-    return Path(assets, "datasets")
+    folder = assets / "datasets"
+    if not folder.is_dir():
+        pytest.skip("OPENK2_ASSETS names a folder without datasets/")
+    return folder

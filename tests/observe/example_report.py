@@ -35,7 +35,8 @@ def pretrain_records(steps: int = 400, layers: int = 5, experts: int = 32) -> li
         records.append(
             StepRecord(
                 step=step, stage="pretrain", loss=loss, balance_loss=1e-4 * (1 + evenness), bits_per_byte=loss * 0.53,
-                tokens=16384 * step, tokens_per_s=8200 + random.gauss(0, 250), matmul_share=0.34 + random.gauss(0, 0.01),
+                tokens=16384 * step, tokens_per_s=8200 + random.gauss(0, 250),
+                matmul_share=0.34 + random.gauss(0, 0.01),
                 grad_norm=0.4 + 3 * evenness + abs(random.gauss(0, 0.1)), lr=3e-3 * warm,
                 update_rms={"muon.attention": 0.2, "muon.experts": 0.198, "muon.router": 0.205,
                             "adamw.embedding": 0.02 + 0.1 * evenness},
@@ -123,7 +124,8 @@ def example_report() -> dict[str, Any]:
         "metrics": {"pretrain": pretrain_records(), "sft": sft, "more_sft": sft[:90], "rl": rl_records()},
         "samples": [{"prompt": "The state of the union is", "text": text, "stage": stage}
                     for stage, text in zip(("base", "base", "sft", "sft", "rl"), HOSTILE, strict=True)],
-        "trajectories": {"before": tool_dialogue("17 times 23 is 371."), "after": tool_dialogue("17 * 23 = 391. " + HOSTILE[0])},
+        "trajectories": {"before": tool_dialogue("17 times 23 is 371."),
+                         "after": tool_dialogue("17 * 23 = 391. " + HOSTILE[0])},
         "critic": {"pairs": 120, "agreement": 0.54, "stderr": 0.045, "position_bias": 0.61,
                    "verdict": "At this size the critic is no better than a coin: its reward is not to be trusted."},
         "synth": {"attempts": 6000, "kept": 5211, "rejected": {"wrong_answer": 512, "schema": 277},

@@ -12,6 +12,5 @@ from openk2.evaluate.tasks.mmlu import MMLU
 from openk2.evaluate.tasks.tools import ToolCalls
 
 TASKS: dict[str, EvalTask[Any]] = {
-    task.name: task
-    for task in (BitsPerByte(), ToolCalls("freehand"), GSM8K(), Math(), MMLU(), ToolCalls("phrasings"))
+    task.name: task for task in (BitsPerByte(), ToolCalls("freehand"), GSM8K(), Math(), MMLU(), ToolCalls("phrasings"))
 }

@@ -78,6 +78,7 @@ class BitsPerByte:
     """
 
     texts: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    context_length: int | None = None  # tokens of a window; None: the settings' (a model may be best at less)
     stride: int | None = None  # tokens; None: half the context
     name: str = "bits_per_byte"
 
@@ -100,14 +101,15 @@ class BitsPerByte:
         settings: EvalSettings,
         advance: Advance,
     ) -> Result:
-        stride = self.stride or max(1, settings.context_length // 2)
+        context_length = self.context_length or settings.context_length
+        stride = self.stride or max(1, context_length // 2)
         cut: list[Window] = []
         for index, item in enumerate(items):
-            cut += windows(_encode(item, codec), settings.context_length, stride, index)
+            cut += windows(_encode(item, codec), context_length, stride, index)
         bits = _score_documents(cut, len(items), score, settings.batch_size, advance)
         tokens = np.bincount([w.document for w in cut], [w.num_counted for w in cut], minlength=len(items))
         records = [_record(self.name, *triple) for triple in zip(items, bits, tokens.astype(int).tolist(), strict=True)]
-        return _result(self.name, items, records, stride, settings)
+        return _result(self.name, items, records, context_length, stride, settings)
 
 
 def _read_folder(data: Path | None) -> dict[str, list[str]]:
@@ -144,7 +146,9 @@ def _score_documents(
         batch = [cut[index] for index in order[start : start + batch_size]]
         for window, logprobs in zip(batch, score([window.ids for window in batch]), strict=True):
             if len(logprobs) != len(window.ids) - 1:
-                raise ValueError(f"Score: saw {len(logprobs)} log-probabilities for {len(window.ids)} ids, expected n - 1")
+                raise ValueError(
+                    f"Score: saw {len(logprobs)} log-probabilities for {len(window.ids)} ids, expected n - 1"
+                )
             counted = np.asarray(logprobs, dtype=np.float64)[-window.num_counted :]
             parts[window.document].append(-float(counted.sum()) / math.log(2))
         advance(min(start + batch_size, len(order)), len(order))
@@ -170,7 +174,12 @@ def _figure(records: Sequence[Record]) -> Estimate:
 
 
 def _result(
-    task: str, items: Sequence[Document], records: Sequence[Record], stride: int, settings: EvalSettings
+    task: str,
+    items: Sequence[Document],
+    records: Sequence[Record],
+    context_length: int,
+    stride: int,
+    settings: EvalSettings,
 ) -> Result:
     groups, domains = {}, {}
     for domain in sorted({item.domain for item in items}):
@@ -195,7 +204,7 @@ def _result(
             "template": "[BOS] + document",
             "prompts_sha256": prompts_sha256(records),
             "decoding": "scored",
-            "context_length": settings.context_length,
+            "context_length": context_length,
             "stride": stride,
             "seed": settings.seed,
             "xz": "xz -9e of the same bytes, documents end to end",

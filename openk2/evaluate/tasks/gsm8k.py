@@ -63,5 +63,7 @@ class GSM8K:
         settings: EvalSettings,
         advance: Advance,
     ) -> Result:
-        spec = GeneratedSpec(self.name, TEMPLATE, self.judge, max_new_tokens=256, card={"comparison": "decimal numbers"})
+        spec = GeneratedSpec(
+            self.name, TEMPLATE, self.judge, max_new_tokens=256, card={"comparison": "decimal numbers"}
+        )
         return run_generated(spec, items, generate, codec, settings, advance)

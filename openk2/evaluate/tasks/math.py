@@ -32,9 +32,7 @@ class Math:
         path = require_file(data, "math/test.json", self.name)
         questions = [_question(path, number, line) for number, line in _lines(path)]
         shots = tuple(Shot(question.text, question.reference) for question in questions[:NUM_SHOTS])
-        scored = [
-            Question(q.id, q.group, q.text, q.expected, q.reference, shots=shots) for q in questions[NUM_SHOTS:]
-        ]
+        scored = [Question(q.id, q.group, q.text, q.expected, q.reference, shots=shots) for q in questions[NUM_SHOTS:]]
         return subset(scored, limit, seed, self.name)
 
     def judge(self, question: Question, output: str) -> Verdict:

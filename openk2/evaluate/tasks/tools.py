@@ -29,7 +29,7 @@ from openk2.evaluate.records import (
 )
 from openk2.evaluate.statistics import proportion
 from openk2.evaluate.task_files import load_set
-from openk2.protocols import Completion, Generate, Outcome, Rollout, SamplingParams, Score, Task
+from openk2.protocols import Completion, Generate, Rollout, SamplingParams, Score, Task
 
 ENVIRONMENT_FAILURE = "environment"  # the failure that says nothing about the policy
 PARTS = ("tool_correct", "arguments_valid", "answer_correct", "finished")
@@ -104,7 +104,7 @@ def _record(task: str, rollout: Rollout, codec: TextCodec) -> Record:
         output=codec.tokenizer.decode(rollout.ids[start:]),
         expected=" | ".join(turn.answer for turn in turns),
         score=None if excluded else float(outcome.success),
-        failure=outcome.failure or ("" if outcome.success else _unnamed(outcome)),
+        failure=outcome.failure,
         num_tokens=rollout.num_sampled,
         details={
             **{part: getattr(outcome, part) for part in PARTS},
@@ -113,10 +113,6 @@ def _record(task: str, rollout: Rollout, codec: TextCodec) -> Record:
             "messages": rollout.messages,
         },
     )
-
-
-def _unnamed(outcome: Outcome) -> str:
-    return next(f"not_{part}" for part in PARTS if not getattr(outcome, part))
 
 
 def _result(task: str, records: Sequence[Record], limit: int, settings: EvalSettings) -> Result:

@@ -20,6 +20,9 @@ CITIES = """
     Athens Bath Bern Bonn Boston Bremen Brest Chicago Cork Dakar Dallas Delhi Denver Dover Dublin Essen
     Geneva Genoa Ghent Graz Hanoi Havana Kiel Kyoto Leeds Lille Lima Lisbon Lyon Mainz Malmo Manila Miami
     Milan Minsk Munich Nairobi Naples Nice Odessa Osaka Oslo Oxford Perth Pisa Porto Prague Quito Reno Riga Rome
+    Accra Adana Almaty Baku Basel Bergen Bogota Brno Bruges Busan Cadiz Calgary Cannes Cardiff Cologne Corfu Davos Delft
+    Dundee Exeter Galway Gdansk Goa Haifa Hull Jena Kazan Krakow Lagos Leiden Linz Lucca Luxor Lviv Macau Metz Nantes Omsk
+    Oran Padua Parma Patras Pecs Pune Ravenna Rouen Salem Sibiu Sydney Tartu Tirana Turku Utrecht Varna Verona Vigo
     Seoul Siena Sofia Split Tampa Trento Tunis Turin Ulm Vienna Warsaw York Zagreb Zurich
 """.split()
 
@@ -36,6 +39,8 @@ ITEMS = """
     flour yeast oil juice water tea coffee cake nuts salad tomatoes potatoes corn peas fish ham soap paper pens pencils
     stamps tape glue nails screws paint bulbs batteries candles flowers seeds socks shirts gloves shoes towels plates cups
     spoons forks knives pots pans lamps chairs books maps tickets cards keys bags boxes balls toys
+    rope wire wood sand bricks tiles hooks rugs mugs jars lids trays combs brushes sponges mops brooms nets tents skates
+    dolls kites drums flutes belts coats scarves boots rings beads ribbons yarn thread buttons zips jam mustard vinegar
 """.split()
 
 THINGS = """
@@ -97,8 +102,8 @@ FACTS = """
     how many legs does an insect have? | An insect has six legs.
     how many days are in a week? | A week has seven days.
     how many months are in a year? | A year has twelve months.
-    how many hours does a day have? | A day has 24 hours.
-    how many minutes are in an hour? | An hour has 60 minutes.
+    how many hours does a day have? | A day has twenty-four hours.
+    how many minutes are in an hour? | An hour has sixty minutes.
     how many sides does a triangle have? | A triangle has three sides.
     how many sides does a square have? | A square has four sides.
     what is the capital of France? | The capital of France is Paris.

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 # A parsed alternative: literal text, a reference to a table, or an inline choice.
 Node = str | tuple[str, str] | list["Alternative"]
@@ -124,16 +124,6 @@ def mistype(template: str, rng: random.Random) -> str:
     pair = template[at : at + 2]
     mistake = rng.choice((pair[::-1], pair[0], pair[0] + pair))
     return template[:at] + mistake + template[at + 2 :]
-
-
-def skeleton(sentence: str, names: Sequence[str] = ()) -> str:
-    """What is left of a sentence when values are masked: small letters, no marks, `#` for numbers, `@` for names."""
-    text = sentence.lower()
-    if names:
-        alternatives = "|".join(re.escape(name.lower()) for name in sorted(names, key=len, reverse=True))
-        text = re.sub(rf"\b(?:{alternatives})\b", "@", text)
-    text = re.sub(r"\d+(?:[.,:-]\d+)*", "#", text)
-    return " ".join(re.findall(r"[a-z']+|[#@+*/%=-]", text))
 
 
 def _collect(alternative: Alternative, found: set[str]) -> None:

@@ -3,8 +3,8 @@
 Every value that a task says is drawn through a `Draw` of one part. A `Draw`
 redraws until the value's hash falls in its own part, so no held-out name, date
 or combination of numbers can stand in a training task, whatever the seed.
-A word that the phrase tables themselves use can never be held out: it counts
-as training. Left out: values that tools compute (a sum may equal any number).
+A word that the phrase tables or the git fixture use can never be held out: it
+counts as training. Left out: values that tools compute (a sum may equal any number).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from datetime import date, timedelta
 from functools import cache, lru_cache
 from typing import TypeVar
 
+from openk2.environments.git_fixture import fixture_files, fixture_log
 from openk2.posttrain.synth import names
 from openk2.posttrain.synth.phrases import GRAMMAR
 
@@ -78,11 +79,14 @@ class Draw:
         part = _part(tuple(pool), self.held_out)
         return self.rng.sample(part, min(count, len(part)))
 
-    def of(self, cells: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
-        """One combination of words, from the cells of a finite fixture."""
-        part = [cell for cell in cells if _hashed("cell", "/".join(cell)) == self.held_out]
-        assert part, "a fixture has cells in both parts"
-        return self.rng.choice(part)
+    def of(
+        self, cells: Sequence[tuple[str, ...]], keep: Callable[[tuple[str, ...]], bool] | None = None
+    ) -> tuple[str, ...]:
+        """One of a finite fixture's cells that `keep` accepts; those of lowest hash are held out, at least one."""
+        ranked = sorted(cells, key=lambda cell: hashlib.sha256("/".join(cell).encode()).digest())
+        border = -(-len(ranked) // HELD_OUT_SHARE)
+        part = ranked[:border] if self.held_out else ranked[border:]
+        return self.rng.choice([cell for cell in part if keep is None or keep(cell)])
 
 
 @lru_cache(maxsize=64)
@@ -97,5 +101,7 @@ def _hashed(kind: str, text: str) -> bool:
 
 @cache
 def _common_words() -> frozenset[str]:
-    facts = " ".join((names.FACTS, names.NOTE_TEXTS, names.OPPOSITES, *names.WORDS, *names.THINGS))
-    return frozenset(GRAMMAR.words() | set(re.findall(r"[a-z]+", facts.lower())))
+    facts = " ".join((names.FACTS, names.NOTE_TEXTS, *names.OPPOSITES, *names.THINGS))
+    files = [line for branches in fixture_files().values() for found in branches.values() for line in found.values()]
+    commits = [author for log in fixture_log().values() for author, _ in log]
+    return frozenset(GRAMMAR.words() | set(re.findall(r"[a-z]+", " ".join((facts, *files, *commits)).lower())))

@@ -44,7 +44,6 @@ TABLES = {
     "sub.np": """
         {a} [minus|-|less] {b}
         {a} [minus|-] {b}
-        {a}-{b}
         the difference [between|of] {a} and {b}
         [the result of|the answer to|the value of] {a} [minus|-] {b}
         {a} [reduced by|decreased by|with] {b} [taken away|removed|]
@@ -120,7 +119,6 @@ TABLES = {
     "div.np": """
         {a} [divided by|/|over] {b}
         {a} [divided by|/] {b}
-        {a}/{b}
         the quotient of {a} and {b}
         [the result of|the answer to|the value of] {a} [divided by|/] {b}
         {a} [split|shared|divided] [into {b} parts|among {b} people|by {b}]

@@ -1,0 +1,184 @@
+"""Batched generation and scoring with the latent cache, in this process.
+
+What it is: the `Generate` and `Score` callables that chat, evaluation and RL
+are given. Equal prompts are prefilled once; a sequence that ends leaves the
+batch. The cache holds kv_lora_rank + rope values a token and layer.
+
+Invariants: the engine owns its weights (`sync` copies them in), so training
+never changes them between two calls; a sequence's draws do not depend on its
+company. Left out: paging, prefix reuse between calls, continuous batching.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from openk2.engine.sampler import Sampler
+from openk2.model.model import Model
+from openk2.model.moe import Router
+from openk2.protocols import Completion, SamplingParams
+
+PREFILL_TOKENS = 8192  # padded tokens of one prefill or scoring pass
+
+
+class Engine:
+    """`engine(prompts, params)` is `protocols.Generate`; `engine.score(sequences)` is `protocols.Score`."""
+
+    def __init__(self, model: Model) -> None:
+        """A copy of `model` for inference, its matrices stored in the compute dtype, its routers in fp32."""
+        self.model = Model(model.config, compute_dtype=model.compute_dtype).to(model.compute_dtype).eval()
+        for module in self.model.modules():
+            if isinstance(module, Router):
+                module.float()
+        self.sync(model)
+
+    @torch.no_grad()
+    def sync(self, model: Model) -> None:
+        """Take over `model`'s weights in place."""
+        self.model.load_state_dict(model.state_dict())
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams,
+        *,
+        on_token: Callable[[int, int], None] | None = None,
+    ) -> list[Completion]:
+        limits = [self._room(len(prompt), params.max_new_tokens) for prompt in prompts]
+        if not prompts:
+            return []
+        batch = _Batch(self.model, prompts, max(limits))
+        sampler = Sampler(
+            len(prompts), max(limits), temperature=params.temperature, top_p=params.top_p, seed=params.seed
+        )
+        logits, experts = batch.prefill()
+        drafts = [_Draft(limit, frozenset(params.stop_ids)) for limit in limits]
+        for draw in range(max(limits)):
+            tokens, log_probs = sampler(logits, batch.sequences, draw)
+            for row, index in enumerate(batch.sequences.tolist()):
+                drafts[index].add(int(tokens[row]), float(log_probs[row]), experts[:, row])
+                if on_token is not None:
+                    on_token(index, int(tokens[row]))
+            going = [row for row, index in enumerate(batch.sequences.tolist()) if not drafts[index].finish_reason]
+            if not going:
+                break
+            batch.keep(going)
+            logits, experts = batch.decode(tokens[going])
+        return [draft.completion() for draft in drafts]
+
+    @torch.inference_mode()
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """Natural log-probabilities of ids[1:] for each sequence."""
+        found: list[np.ndarray] = [np.zeros(0, dtype=np.float32)] * len(sequences)
+        for sequence in sequences:
+            self._room(len(sequence), 0)
+        for rows in _by_length([len(s) for s in sequences], PREFILL_TOKENS):
+            ids = _padded([sequences[row] for row in rows])
+            targets = torch.full_like(ids, -100)
+            for place, row in enumerate(rows):
+                targets[place, : len(sequences[row]) - 1] = ids[place, 1 : len(sequences[row])]
+            log_probs, _ = self.model.log_probs(ids, targets)
+            for place, row in enumerate(rows):
+                found[row] = log_probs[place, : len(sequences[row]) - 1].numpy()
+        return found
+
+    def _room(self, length: int, wanted: int) -> int:
+        """How many tokens may follow a prompt of `length`."""
+        limit = self.model.config.max_position_embeddings
+        if not 1 <= length <= limit - min(wanted, 1):
+            raise ValueError(f"engine: saw a prompt of {length} tokens, expected 1 to {limit - min(wanted, 1)}")
+        return min(wanted, limit - length)
+
+
+class _Draft:
+    """What one sequence has sampled so far."""
+
+    def __init__(self, limit: int, stop_ids: frozenset[int]) -> None:
+        self.limit, self.stop_ids = limit, stop_ids
+        self.ids: list[int] = []
+        self.log_probs: list[float] = []
+        self.experts: list[np.ndarray] = []
+        self.finish_reason = ""
+
+    def add(self, token: int, log_prob: float, experts: Tensor) -> None:
+        self.ids.append(token)
+        self.log_probs.append(log_prob)
+        self.experts.append(experts.numpy())
+        if token in self.stop_ids:
+            self.finish_reason = "stop"
+        elif len(self.ids) == self.limit:
+            self.finish_reason = "length"
+
+    def completion(self) -> Completion:
+        return Completion(tuple(self.ids), tuple(self.log_probs), self.finish_reason, np.stack(self.experts))
+
+
+class _Batch:
+    """The running sequences: their cache, one tensor [B, S, C + r] a layer, and their lengths [B]."""
+
+    def __init__(self, model: Model, prompts: Sequence[Sequence[int]], room: int) -> None:
+        self.model, self.prompts = model, prompts
+        self.sequences = torch.arange(len(prompts))
+        self.lengths = torch.tensor([len(prompt) for prompt in prompts])
+        size = (len(prompts), int(self.lengths.max()) + room, model.config.latent_dim)
+        self.cache = [torch.zeros(size, dtype=model.compute_dtype) for _ in model.layers]
+
+    def prefill(self) -> tuple[Tensor, Tensor]:
+        """Logits [B, V] after each prompt and the experts [L_moe, B, K] chosen there; equal prompts run once."""
+        distinct: dict[tuple[int, ...], list[int]] = {}
+        for index, prompt in enumerate(self.prompts):
+            distinct.setdefault(tuple(prompt), []).append(index)
+        keys = list(distinct)
+        logits = torch.empty(len(self.prompts), self.model.config.vocab_size, dtype=self.model.compute_dtype)
+        config = self.model.config
+        experts = torch.empty(config.num_moe_layers, len(self.prompts), config.num_experts_per_tok, dtype=torch.int64)
+        for rows in _by_length([len(key) for key in keys], PREFILL_TOKENS):
+            ids = _padded([keys[row] for row in rows])
+            latents: list[Tensor] = []
+            hidden, stats = self.model.hidden_states(ids, cache=latents)
+            last = torch.tensor([place * ids.shape[1] + len(keys[row]) - 1 for place, row in enumerate(rows)])
+            last_logits = self.model.logits(hidden[last])
+            for place, row in enumerate(rows):
+                users = distinct[keys[row]]
+                logits[users] = last_logits[place]
+                experts[:, users] = stats.chosen[:, last[place], None]
+                for layer, values in zip(self.cache, latents, strict=True):
+                    layer[users, : ids.shape[1]] = values.view(len(rows), ids.shape[1], -1)[place]
+        return logits, experts
+
+    def decode(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """One step for the running sequences: logits [B, V] and chosen experts [L_moe, B, K]."""
+        self.lengths = self.lengths + 1
+        return self.model.decode(tokens, [layer[:, : int(self.lengths.max())] for layer in self.cache], self.lengths)
+
+    def keep(self, rows: list[int]) -> None:
+        """Drop the sequences that have ended."""
+        if len(rows) == len(self.sequences):
+            return
+        index = torch.tensor(rows)
+        self.sequences, self.lengths = self.sequences[index], self.lengths[index]
+        self.cache = [layer[index] for layer in self.cache]
+
+
+def _padded(sequences: Sequence[Sequence[int]]) -> Tensor:
+    """Right-padded ids [B, T]: causal attention never looks at the padding."""
+    ids = torch.zeros(len(sequences), max(map(len, sequences)), dtype=torch.int64)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)] = torch.tensor(sequence, dtype=torch.int64)
+    return ids
+
+
+def _by_length(lengths: Sequence[int], limit: int) -> list[list[int]]:
+    """Indices in groups of similar length whose padded tokens stay within `limit` (one at least)."""
+    groups: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        if groups and (len(groups[-1]) + 1) * lengths[index] <= limit:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return groups

@@ -1,0 +1,40 @@
+"""Choosing tokens from logits: temperature, top-p, a random stream of its own for each sequence."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Sampler:
+    """Draws for the sequences of one call.
+
+    Sequence i uses the counter-based stream (seed, i), so what it draws depends
+    neither on its company nor on when other sequences end.
+    """
+
+    def __init__(self, num_sequences: int, max_draws: int, *, temperature: float, top_p: float, seed: int) -> None:
+        self.temperature, self.top_p = temperature, top_p
+        streams = [np.random.Generator(np.random.Philox(key=[seed, i])) for i in range(num_sequences)]
+        self._uniform = torch.from_numpy(np.stack([stream.random(max_draws) for stream in streams]))
+
+    def __call__(self, logits: Tensor, sequences: Tensor, draw: int) -> tuple[Tensor, Tensor]:
+        """logits [B, V] of `sequences` int [B], whose token number `draw` this is.
+
+        Returns the token ids [B] and their log-probabilities at temperature 1, fp32 [B].
+        """
+        log_probs = logits.float().log_softmax(-1)
+        chosen = log_probs.argmax(-1) if self.temperature == 0 else self._draw(log_probs, sequences, draw)
+        return chosen, log_probs.gather(1, chosen[:, None]).squeeze(1)
+
+    def _draw(self, log_probs: Tensor, sequences: Tensor, draw: int) -> Tensor:
+        probabilities = (log_probs / self.temperature).softmax(-1).double()
+        ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
+        cumulative = ordered.cumsum(-1)
+        if self.top_p < 1:  # keep the smallest set whose mass reaches top_p
+            kept = ordered.masked_fill(cumulative - ordered >= self.top_p, 0.0)
+            cumulative = kept.cumsum(-1)
+        threshold = self._uniform[sequences, draw, None] * cumulative[:, -1:]
+        place = torch.searchsorted(cumulative, threshold, right=True).clamp(max=log_probs.shape[-1] - 1)
+        return order.gather(1, place).squeeze(1)

@@ -1,0 +1,178 @@
+"""Tasks: an agent, one or two user turns, the calls they need, the answers, and a rubric.
+
+Every gold call is run when the task is made and the answer is read from what
+the tool returned, so a task whose gold dialogue fails cannot exist. A task is a
+pure function of (part, seed, index). `held_out_tasks` draws the same agents,
+kinds and phrasings with values of the held-out part only (`split.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from openk2.environments import open_environment
+from openk2.observe.files import write_atomic
+from openk2.posttrain.synth import kinds, talk
+from openk2.posttrain.synth.agents import Agent, agents_with, plain_prompt
+from openk2.posttrain.synth.kinds import KINDS, TOOL_WEIGHTS, Ask, World
+from openk2.posttrain.synth.phrases import GRAMMAR
+from openk2.posttrain.synth.phrasing import fill, style
+from openk2.posttrain.synth.rubric import rubric_of
+from openk2.posttrain.synth.split import Draw
+from openk2.protocols import Environment, Task, Turn, task_to_dict
+
+Planned = tuple[str, Ask | talk.Talk]  # a template and what it asks
+
+TWO_TURN_SHARE = 0.27
+TALK_SHARE = 0.08  # of the tasks that open with a turn that needs no tool
+_FORMS = {"q": 3.0, "imp": 2.5, "emb": 2.0, "np": 2.5, "full": 3.0}
+
+
+@dataclass(frozen=True)
+class Made:
+    """A task, the templates of its user turns, and what to say in the turns that need no tool ("" elsewhere)."""
+
+    task: Task
+    templates: tuple[str, ...]
+    replies: tuple[str, ...]
+
+
+def make_task(seed: int, index: int, *, held_out: bool = False) -> Made:
+    """Task `index` of a stream: an agent's task with tools, or small talk beside them."""
+    part = "held_out" if held_out else "train"
+    rng = random.Random(f"task/{part}/{seed}/{index}")
+    draw = Draw(rng, held_out)
+    tool = rng.choices(list(TOOL_WEIGHTS), list(TOOL_WEIGHTS.values()))[0]
+    agent = rng.choice(agents_with(tool))
+    world = World(table=kinds.make_table(draw) if "sql_query" in agent.tools else None)
+    planned = _plan(draw, world, agent, tool)
+    domain = tool if isinstance(planned[0][1], Ask) else "talk"
+    agent = replace(agent, system=system_with_table(agent.system, world))
+    return _made(f"{part}-{seed}-{index}", domain, agent, planned, world)
+
+
+def make_plain(seed: int, index: int) -> Made:
+    """Plain dialogue `index` of a stream: one or two turns, no tools."""
+    rng = random.Random(f"plain/{seed}/{index}")
+    draw = Draw(rng, held_out=False)
+    kinds_of_turn = rng.choices(list(talk.PLAIN_WEIGHTS), list(talk.PLAIN_WEIGHTS.values()), k=2)
+    planned: list[Planned] = [_say(talk.plain_turn(draw, kinds_of_turn[0]), rng)]
+    if rng.random() < TWO_TURN_SHARE and kinds_of_turn[0] != kinds_of_turn[1]:
+        planned.append(_say(talk.plain_turn(draw, kinds_of_turn[1]), rng))
+    return _made(f"plain-{seed}-{index}", "plain", Agent(plain_prompt(rng), ()), planned, World())
+
+
+def _made(name: str, domain: str, agent: Agent, planned: Sequence[Planned], world: World) -> Made:
+    """Fill the words in, run the gold calls for the answers, write the rubric."""
+    task = Task(
+        id=name,
+        domain=domain,
+        system=agent.system,
+        tools=agent.tools,
+        turns=tuple(
+            Turn(fill(template, ask.slots), ask.calls if isinstance(ask, Ask) else (), "") for template, ask in planned
+        ),
+        setup=world.setup(),
+    )
+    task = replace(task, turns=_with_answers(task, [ask for _, ask in planned]))
+    replies = tuple(ask.reply if isinstance(ask, talk.Talk) else "" for _, ask in planned)
+    return Made(replace(task, rubric=rubric_of(task, replies)), tuple(template for template, _ in planned), replies)
+
+
+def held_out_tasks(n: int, seed: int) -> list[Task]:
+    """`n` tasks in training phrasings whose names, dates and number combinations are all held out."""
+    return [make_task(seed, index, held_out=True).task for index in range(n)]
+
+
+def write_held_out(path: Path, n: int, seed: int) -> None:
+    """Write `held_out_tasks` as JSONL, one `task_to_dict` a line."""
+    lines = [json.dumps(task_to_dict(task), ensure_ascii=False) + "\n" for task in held_out_tasks(n, seed)]
+    write_atomic(path, "".join(lines))
+
+
+def system_with_table(system: str, world: World) -> str:
+    """The system prompt, with the table's columns where there is a table."""
+    if world.table is None:
+        return system
+    return f"{system} Table {world.table['name']}: {', '.join(world.table['columns'])}.".strip()
+
+
+def phrase(kind: str, slots: Sequence[str], rng: random.Random, *, again: str = "") -> str:
+    """A template for this kind of request. `again`: "" for a first turn, "next" for a later one, "same" for an ellipsis."""
+    if again == "same" and f"{kind}.again" in GRAMMAR:
+        return style(GRAMMAR.expand("frame.again", rng, {"core": f"{kind}.again"}), rng)
+    forms = {f"{kind}.{form}": weight for form, weight in _FORMS.items() if f"{kind}.{form}" in GRAMMAR}
+    column = f"cell_{slots[0]}.full" if kind == "cell" and slots else ""
+    if column in GRAMMAR:
+        forms[column] = 4.0
+    table = rng.choices(list(forms), list(forms.values()))[0]
+    bind = {"core": table, **({"open": "open_again"} if again else {})}
+    return style(GRAMMAR.expand("frame." + table.rpartition(".")[2], rng, bind), rng)
+
+
+def _plan(draw: Draw, world: World, agent: Agent, tool: str) -> list[Planned]:
+    rng = draw.rng
+    if rng.random() < TALK_SHARE:
+        planned: list[Planned] = [_say(talk.small_talk(draw, agent.tools), rng)]
+        tool = rng.choice([name for name in agent.tools])
+        return [*planned, _ask(draw, world, tool, "next")] if rng.random() < 0.4 else planned
+    planned = [_ask(draw, world, tool, "")]
+    first = planned[0][1]
+    assert isinstance(first, Ask)
+    if rng.random() < TWO_TURN_SHARE:
+        planned.append(_second(draw, world, agent, tool, first))
+    return planned
+
+
+def _second(draw: Draw, world: World, agent: Agent, tool: str, first: Ask) -> Planned:
+    """A later turn: the note read back, the same again with new values, another request, or talk."""
+    rng = draw.rng
+    if first.kind == "set" and "get_note" in agent.tools and rng.random() < 0.7:
+        ask = kinds.recall(first)
+        return phrase("recall", (), rng, again="next"), ask
+    choice = rng.random()
+    if choice < 0.15:
+        return _say(talk.small_talk(draw, agent.tools, later=True), rng)
+    if choice < 0.45 and f"{first.kind}.again" in GRAMMAR:
+        same = next(maker for maker in KINDS[tool] if _named(maker) == first.kind)
+        ask = same(draw, world)
+        return phrase(ask.kind, _about(ask), rng, again="same"), ask
+    return _ask(draw, world, rng.choice(agent.tools), "next")
+
+
+def _named(maker: kinds.Maker) -> str:
+    return {"set_note": "set", "get_note": "get", "total": "sum"}.get(maker.__name__, maker.__name__)
+
+
+def _ask(draw: Draw, world: World, tool: str, again: str) -> tuple[str, Ask]:
+    makers = KINDS[tool]
+    ask = draw.rng.choices(list(makers), list(makers.values()))[0](draw, world)
+    return phrase(ask.kind, _about(ask), draw.rng, again=again), ask
+
+
+def _about(ask: Ask) -> Sequence[str]:
+    return (ask.slots["col"],) if "col" in ask.slots else ()
+
+
+def _say(said: talk.Talk, rng: random.Random) -> tuple[str, talk.Talk]:
+    return style(GRAMMAR.expand(said.table, rng), rng), said
+
+
+def _with_answers(task: Task, asks: Sequence[Ask | talk.Talk]) -> tuple[Turn, ...]:
+    """The turns with their answers: what the tools return, or what small talk is answered with."""
+    environment = open_environment(task)
+    try:
+        return tuple(
+            replace(turn, answer=ask.answer if isinstance(ask, talk.Talk) else ask.read(_run(environment, ask)))
+            for turn, ask in zip(task.turns, asks, strict=True)
+        )
+    finally:
+        environment.close()
+
+
+def _run(environment: Environment, ask: Ask) -> list[str]:
+    return [environment.call(call.name, call.arguments) for call in ask.calls]
