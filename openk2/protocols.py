@@ -67,6 +67,16 @@ class Score(Protocol):
         ...
 
 
+class Sampler(Generate, Protocol):
+    """A `Generate` in this process whose weights RL renews before each step."""
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]: ...
+
+    def sync(self, model: Any) -> None:
+        """Take over the policy's weights."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Encoded:
     """Token ids and, beside each, whether the loss counts it."""
@@ -199,7 +209,7 @@ def task_from_dict(value: Mapping[str, Any]) -> Task:
     )
 
 
-_TASK_OPTIONAL = {"system": str, "setup": dict, "rubric": list}
+_TASK_OPTIONAL: dict[str, type] = {"system": str, "setup": dict, "rubric": list}
 
 
 def _expect_keys(where: str, value: Any, required: Mapping[str, type], optional: Mapping[str, type]) -> None:
@@ -215,7 +225,7 @@ def _expect_keys(where: str, value: Any, required: Mapping[str, type], optional:
             raise ValueError(f"{where}.{key}: saw {value[key]!r:.40}, expected a JSON {_JSON_NAMES[kind]}")
 
 
-_JSON_NAMES = {str: "string", list: "array", dict: "object"}
+_JSON_NAMES: dict[type, str] = {str: "string", list: "array", dict: "object"}
 
 
 @dataclass(frozen=True)

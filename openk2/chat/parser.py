@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 Delta = dict[str, Any]
 
-# What models and servers write instead of `functions.NAME:IDX`: no prefix; other separators or no index.
-_NO_PREFIX = re.compile(r"(?P<name>.+):[0-9]+", re.DOTALL)
+# What models and servers write instead of `functions.NAME:IDX`: no prefix, an endless index; other separators, none.
+_LOOSE = re.compile(r"(?:functions\.)?(?P<name>.+):[0-9]+", re.DOTALL)
 _OTHER_SEPARATORS = re.compile(r"functions[._]?(?P<name>.*?[^\d:_])[:_]?[0-9]*", re.DOTALL)
 
 
@@ -45,7 +45,7 @@ def call_name(id_text: str) -> tuple[str, bool]:
     canonical = CallId.parse(id_text)
     if canonical is not None:
         return canonical.name, True
-    match = _NO_PREFIX.fullmatch(id_text) or _OTHER_SEPARATORS.fullmatch(id_text)
+    match = _LOOSE.fullmatch(id_text) or _OTHER_SEPARATORS.fullmatch(id_text)
     return (match["name"] if match else ""), False
 
 
@@ -159,7 +159,7 @@ class StreamParser:
         id_text = self._header.strip()
         name, canonical = call_name(id_text)
         if not canonical:
-            self._fault(f"call id {id_text!r} is not functions.NAME:INDEX")
+            self._fault(f"call id {id_text!r:.80} is not functions.NAME:INDEX")
         self._state = _State.ARGUMENTS
         self._calls.append({"id": id_text, "name": name})
         self._arguments.append([])

@@ -32,7 +32,8 @@ VERSIONS = tuple(sorted(DEFAULT_SYSTEM))
 ROLES = ("assistant", "system", "tool", "user")
 
 _ROLE_TOKEN = {"user": vocab.IM_USER, "assistant": vocab.IM_ASSISTANT}
-_CANONICAL_ID = re.compile(r"functions\.(?P<name>.+):(?P<index>[0-9]+)", re.DOTALL)
+# Models write these ids: an index without end must not reach int(), which refuses thousands of digits.
+_CANONICAL_ID = re.compile(r"functions\.(?P<name>.+):(?P<index>0|[1-9][0-9]{0,17})", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,9 +86,7 @@ def load_latest(folder: Path, *, warn: Callable[[str], None] | None = None) -> t
             (warn or _print_warning)(f"{problem}; going on from step {step} instead")
         return step, state
     if problems:
-        raise ValueError(
-            f"{folder}: saw no whole checkpoint among {len(problems)}, the newest is damaged: {problems[0]}"
-        )
+        raise ValueError(f"{folder}: saw {len(problems)} checkpoint(s), none of them whole; the newest: {problems[0]}")
     return None
 
 

@@ -170,7 +170,10 @@ class RLConfig:
     temperature_end: float = 0.6
     token_budget: int = 96  # sampled tokens per dialogue; beyond it the sample is cut and penalised
     budget_penalty: float = 0.5
+    pool_tasks: int = 384  # training tasks that prompts are drawn from, hard ones more often
+    warmup_steps: int = 2
     ptx_weight: float = 0.1  # of the supervised loss on a few SFT trajectories, each step
+    ptx_examples: int = field(default=16, metadata=_needs("ptx_weight", "nonzero"))
     critic_weight: float = 0.1  # of the self-critique's rank reward beside the verifiable one
     critic_pairs: int = field(default=4, metadata=_needs("critic_weight", "nonzero"))
     micro_batch_tokens: int = 8_192
@@ -183,10 +186,10 @@ class RLConfig:
         _check(
             "rl",
             self,
-            at_least_1="steps prompts_per_step token_budget micro_batch_tokens checkpoint_every",
+            at_least_1="steps prompts_per_step pool_tasks ptx_examples token_budget micro_batch_tokens checkpoint_every",
             at_least_2="group_size",  # the baseline is the mean over the others and itself
             above_0="temperature_start temperature_end",
-            at_least_0="tau budget_penalty ptx_weight critic_weight critic_pairs",
+            at_least_0="warmup_steps tau budget_penalty ptx_weight critic_weight critic_pairs",
         )
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from openk2.data.batch import IGNORE, Batch, concatenate
 from openk2.data.packing import PackedExamples, Piece, fill_rows, pack_documents, pack_examples
-from openk2.data.prepare import load_manifest
+from openk2.data.prepare import DataTokenizer, load_manifest
 
 Example = tuple[Sequence[int], Sequence[bool] | Sequence[float]]
 
@@ -232,3 +232,14 @@ def validation_batches(
     if max_rows is not None:
         batch = batch.take(np.arange(min(max_rows, batch.num_rows)))
     yield from batch.chunks(batch_rows)
+
+
+def validation_texts(folder: Path | str, tokenizer: DataTokenizer) -> dict[str, list[str]]:
+    """The held-out documents of each domain as text (prepared tokens spell it byte for byte)."""
+    manifest = load_manifest(folder)
+    texts: dict[str, list[str]] = {}
+    for domain in manifest.validation_domains:
+        tokens, offsets = _open_shard(Path(folder), "validation", domain)
+        documents = (tokens[start + 1 : end - 1] for start, end in zip(offsets[:-1], offsets[1:], strict=True))
+        texts[domain] = [b"".join(map(tokenizer.token_bytes, document.tolist())).decode() for document in documents]
+    return texts

@@ -75,7 +75,7 @@ def run_episodes(
             for episode, completion in zip(active, completions, strict=True):
                 _advance(episode, _cut(completion, episode.budget_left), codec, max_turns)
             round_number += 1
-    return [episode.rollout() for episode in episodes]
+        return [episode.rollout() for episode in episodes]
 
 
 def run_tools(environment: Environment, message: Message) -> list[Message]:

@@ -39,12 +39,8 @@ class Table:
         """Raises `ValueError` if the description is not a table."""
         _check(name, columns, rows)
         self.name = name
-        self.reads_table = False  # whether the last query read the table at all
         # Callers use an environment from one thread at a time, but not always the one that opened it.
-        # No statement is cached: the authorizer is only asked when one is compiled.
-        self._connection = sqlite3.connect(
-            ":memory:", isolation_level=None, check_same_thread=False, cached_statements=0
-        )
+        self._connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
         listed = ", ".join(f'"{column}"' for column in columns)
         self._connection.execute(f'CREATE TABLE "{name}" ({listed})')
         marks = ", ".join("?" for _ in columns)
@@ -68,7 +64,7 @@ class Table:
         """At most `MAX_ROWS` rows. Raises `ToolError` with SQLite's own words."""
         if len(query) > MAX_QUERY_CHARACTERS:
             raise ToolError(f"query is longer than {MAX_QUERY_CHARACTERS} characters")
-        self._steps, self.reads_table = 0, False
+        self._steps = 0
         try:
             found = self._connection.execute(query).fetchmany(MAX_ROWS + 1)
         except (sqlite3.Error, sqlite3.Warning, UnicodeEncodeError) as error:
@@ -102,7 +98,6 @@ class Table:
         if action == sqlite3.SQLITE_SELECT:
             return sqlite3.SQLITE_OK
         if action == sqlite3.SQLITE_READ and first == self.name:
-            self.reads_table = True
             return sqlite3.SQLITE_OK
         if action == sqlite3.SQLITE_FUNCTION and (second or "").lower() in _FUNCTIONS:
             return sqlite3.SQLITE_OK

@@ -60,6 +60,7 @@ class Plan:
     source: Callable[[int], StepInput]
     cursor: Callable[[], dict[str, Any]]
     restore: Callable[[dict[str, Any]], None]
+    after: Callable[[], Mapping[str, float]] | None = None  # the stage's own figures once the step is taken
     evaluate: Callable[[], Mapping[str, float]] | None = None
     eval_every: int = 0
     flops_per_token: float = 0.0
@@ -102,7 +103,7 @@ def fit(plan: Plan, model: Model, optimizer: MuonClip, folder: Path, console: Co
             last = done == plan.steps or ctrl_c.pressed
             if last or done % plan.checkpoint_every == 0:
                 save_checkpoint(folder / "checkpoints", done, pack(model, optimizer, plan.cursor()))
-            extra = dict(given.extra)
+            extra = {**given.extra, **(plan.after() if plan.after else {})}
             if plan.evaluate and plan.eval_every and (done % plan.eval_every == 0 or done == plan.steps):
                 extra |= {f"val_{name}": value for name, value in plan.evaluate().items()}
             elapsed = time.perf_counter() - started

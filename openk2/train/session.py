@@ -16,6 +16,7 @@ from openk2.model.model import Model
 from openk2.observe.console import Console
 from openk2.observe.run_folder import RunFolder
 from openk2.optim.audit import audit, totals
+from openk2.ops.fused import fusion_available, set_fusion
 from openk2.optim.muonclip import MuonClip
 from openk2.train.precision import DTYPES, choose_dtype
 from openk2.version import __version__
@@ -34,7 +35,15 @@ def open_run(path: Path, config: Mapping[str, Any], *, stage: str, seed: int, dt
     )
     for warning in folder.warnings:
         console.warn(warning)
+    set_fusion(folder.resolve("fusion", lambda: _choose_fusion(console)))
     return folder, DTYPES[folder.resolve("dtype", lambda: choose_dtype(dtype, console.line))]
+
+
+def _choose_fusion(console: Console) -> bool:
+    """Compiled kernels differ from eager ones in the last bit, so a run folder keeps to one of them."""
+    available, why = fusion_available()
+    console.line(f"elementwise kernels: {'compiled' if available else 'eager'} ({why})")
+    return available
 
 
 def make_optimizer(model: Model, config: OptimConfig, console: Console) -> MuonClip:

@@ -53,8 +53,8 @@ def train_step(
         part = micro.objective(log_probs)
         share = count / sum(tokens)
         (part + balance_loss_alpha * share * stats.balance_loss).backward()
-        loss += float(part)
-        balance += share * float(stats.balance_loss)
+        loss += part.item()
+        balance += share * stats.balance_loss.item()
         max_scores = stats.max_scores if max_scores is None else torch.maximum(max_scores, stats.max_scores)
         counts = stats.expert_counts if counts is None else counts + stats.expert_counts
     assert max_scores is not None and counts is not None

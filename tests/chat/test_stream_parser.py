@@ -134,6 +134,7 @@ def test_a_call(codec: Codec) -> None:
         ("0", ""),
         ("call_abc", ""),
         ("get_weather:0", "get_weather"),
+        ("functions.get_weather:007", "get_weather"),
         ("functions.get_weather", "get_weather"),
         ("", ""),
     ],
@@ -145,6 +146,13 @@ def test_other_call_ids_are_read_and_reported(codec: Codec, spelling: str, name:
         {"id": spelling, "type": "function", "function": {"name": name, "arguments": "{}"}}
     ]
     assert message["malformed"] == f"call id {spelling!r} is not functions.NAME:INDEX"
+
+
+def test_an_endless_index_is_no_index(codec: Codec) -> None:
+    message = parse(codec, SECTION.format(ONE.format("functions.f:" + "1" * 10_000, "{}")))
+    assert message["tool_calls"][0]["function"]["name"] == "f"
+    assert "is not functions.NAME:INDEX" in message["malformed"]
+    assert len(message["malformed"]) < 200
 
 
 def test_line_breaks_around_an_id_are_not_part_of_it(codec: Codec) -> None:

@@ -94,6 +94,19 @@ def test_no_real_path_reaches_the_model(live: object) -> None:
 
 
 @needs_server
+def test_the_servers_own_words_name_no_real_path(live: object) -> None:
+    folder = Path(live._folder.name)  # type: ignore[attr-defined]
+    (folder / "mail").rename(folder / "gone")
+    try:
+        # Unmasked, the server says where it looked.
+        with pytest.raises(ToolError) as refusal:
+            live.call("git_log", {"repo_path": "mail", "max_count": 1})  # type: ignore[attr-defined]
+    finally:
+        (folder / "gone").rename(folder / "mail")
+    assert str(refusal.value) == "mail"
+
+
+@needs_server
 def test_a_live_server_answers_in_place_of_the_recording(live: object) -> None:
     task = Task("t", "git_show", "", ("git_show", "calculator"), ())
     environment = open_environment(task, servers=[live])  # type: ignore[list-item]

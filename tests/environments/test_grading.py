@@ -239,6 +239,14 @@ def test_queries_are_compared_by_what_they_find(actual: str, same: bool) -> None
     assert same_call("sql_query", expected, {"query": actual}, PEOPLE) is same
 
 
+@pytest.mark.parametrize("constant", ["SELECT 4", "SELECT 4 FROM people LIMIT 1", "SELECT max(4) FROM people"])
+def test_a_constant_is_no_query(constant: str) -> None:
+    assert not same_call("sql_query", {"query": "SELECT count(*) FROM people"}, {"query": constant}, PEOPLE)
+    assert same_call(
+        "sql_query", {"query": "SELECT count(*) FROM people"}, {"query": "select COUNT(name) from people"}, PEOPLE
+    )
+
+
 def test_order_counts_only_where_it_is_asked_for() -> None:
     upward, downward = "SELECT name FROM people ORDER BY age", "SELECT name FROM people ORDER BY age DESC"
     assert not same_call("sql_query", {"query": upward}, {"query": downward}, PEOPLE)

@@ -80,7 +80,9 @@ def _size(rng: random.Random) -> int:
 def _calculator(kind: str, draw: Draw, numbers: Sequence[int], expression: str) -> Ask:
     letters = dict(zip("abcd", (_written(draw.rng, number) for number in numbers), strict=False))
     slots = {**letters, "thing": draw.rng.choice(names.THINGS), "name": draw.name(names.PERSONS)}
-    call = ExpectedCall("calculator", {"expression": fill(expression, dict(zip("abcd", map(str, numbers))))})
+    call = ExpectedCall(
+        "calculator", {"expression": fill(expression, dict(zip("abcd", map(str, numbers), strict=False)))}
+    )
     return Ask(kind, slots, (call,), first_result)
 
 
@@ -114,9 +116,8 @@ def div(draw: Draw, world: World) -> Ask:
 
 def percent(draw: Draw, world: World) -> Ask:
     def pair(rng: random.Random) -> tuple[int, ...]:
-        return rng.randint(2, 90) * rng.choice((1, 10, 10, 20)), rng.choice(
-            (rng.randint(2, 95), 5 * rng.randint(1, 19))
-        )
+        share = rng.choice((rng.randint(2, 95), 5 * rng.randint(1, 19)))
+        return rng.randint(2, 90) * rng.choice((1, 10, 10, 20)), share
 
     return _calculator("percent", draw, draw.numbers(pair), "{a} * {b} / 100")
 
@@ -146,10 +147,8 @@ def two_sums(draw: Draw, world: World) -> Ask:
 def _spoken(rng: random.Random, day: date) -> str:
     if rng.random() < 0.6:
         return day.isoformat()
-    month = names.MONTHS[day.month - 1]
-    return rng.choice(
-        (f"{day.day} {month} {day.year}", f"{month} {day.day}, {day.year}", f"{month} {day.day} {day.year}")
-    )
+    month, number, year = names.MONTHS[day.month - 1], day.day, day.year
+    return rng.choice((f"{number} {month} {year}", f"{month} {number}, {year}", f"{month} {number} {year}"))
 
 
 def _days(rng: random.Random) -> int:
@@ -218,9 +217,8 @@ def note_text(draw: Draw) -> str:
     (number,) = draw.numbers(lambda rng: (rng.choice((rng.randint(2, 99), rng.randint(100, 9999))),))
     pattern = draw.rng.choice(names.NOTE_TEXTS.strip().splitlines()).strip()
     values = {"item": items[0], "item2": items[1], "person": persons[0], "person2": persons[1]}
-    return fill(
-        pattern, {**values, "city": draw.name(names.CITIES), "n": str(number), "h": str(draw.rng.randint(1, 12))}
-    )
+    values |= {"city": draw.name(names.CITIES), "n": str(number), "h": str(draw.rng.randint(1, 12))}
+    return fill(pattern, values)
 
 
 def _fresh_key(draw: Draw, world: World) -> str:
@@ -283,7 +281,8 @@ def _cell(draw: Draw, values: Any) -> int | str:
 
 
 def _number_column(draw: Draw, table: Mapping[str, Any]) -> str:
-    return str(draw.rng.choice([c for c, value in zip(table["columns"], table["rows"][0]) if isinstance(value, int)]))
+    first_row = zip(table["columns"], table["rows"][0], strict=True)
+    return str(draw.rng.choice([column for column, value in first_row if isinstance(value, int)]))
 
 
 def _query(kind: str, table: Mapping[str, Any], query: str, **slots: str) -> Ask:

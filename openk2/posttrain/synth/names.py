@@ -5,47 +5,49 @@ and a held-out part (see `split.py`); the rest is common property.
 """
 
 PERSONS = """
-    Ada Adam Aisha Alan Albert Alice Amir Amy Andrea Anna Anton Arthur Astrid Ben Bella Boris Bruno Carla Carlos Carmen
-    Cecil Celine Chen Chloe Clara Cora Daniel Daria David Diana Diego Dora Edgar Elena Eli Ella Emil Emma Eric Erika
-    Esther Eva Fatima Felix Fiona Flora Frank Freya Gina Grace Greta Hana Hans Harry Hasan Hazel Heidi Helen Henry Hugo
-    Ida Igor Ines Ingrid Ira Iris Isaac Ivan Jack Jacob Jade James Jan Jana Jasmin Jean Jenny Joan Jonas Jose Julia
-    Kai Karen Karim Karl Kate Kenji Kim Klara Kurt Lara Laura Lea Leo Lena Liam Lily Linda Lisa Liu Lola Louis Lucas
-    Lucia Luis Luna Maja Malik Marco Maria Marie Mario Mark Marta Martin Mary Max Maya Mia Mike Mila Mina Mona Nadia
-    Nina Noah Nora Nuri Olaf Olga Oliver Omar Oscar Otto Pablo Paul Pedro Peter Petra Pia Rafael Rahim Ralph Rania Ravi
-    Rita Robert Rosa Ruth Sam Samir Sara Selma Simon Sofia Stella Susan Sven Tara Teo Thea Tim Tina Tom Uma Vera
-    Victor Wanda Walter Wei Xenia Yara Yuki Zara Zoe
+    Ada Adam Aisha Alan Albert Alice Amir Amy Andrea Anna Anton Arthur Astrid Ben Bella Boris Bruno Carla Carlos
+    Carmen Cecil Celine Chen Chloe Clara Cora Daniel Daria David Diana Diego Dora Edgar Elena Eli Ella Emil Emma
+    Eric Erika Esther Eva Fatima Felix Fiona Flora Frank Freya Gina Grace Greta Hana Hans Harry Hasan Hazel Heidi
+    Helen Henry Hugo Ida Igor Ines Ingrid Ira Iris Isaac Ivan Jack Jacob Jade James Jan Jana Jasmin Jean Jenny Joan
+    Jonas Jose Julia Kai Karen Karim Karl Kate Kenji Kim Klara Kurt Lara Laura Lea Leo Lena Liam Lily Linda Lisa Liu
+    Lola Louis Lucas Lucia Luis Luna Maja Malik Marco Maria Marie Mario Mark Marta Martin Mary Max Maya Mia Mike
+    Mila Mina Mona Nadia Nina Noah Nora Nuri Olaf Olga Oliver Omar Oscar Otto Pablo Paul Pedro Peter Petra Pia
+    Rafael Rahim Ralph Rania Ravi Rita Robert Rosa Ruth Sam Samir Sara Selma Simon Sofia Stella Susan Sven Tara Teo
+    Thea Tim Tina Tom Uma Vera Victor Wanda Walter Wei Xenia Yara Yuki Zara Zoe
 """.split()
 
 CITIES = """
-    Athens Bath Bern Bonn Boston Bremen Brest Chicago Cork Dakar Dallas Delhi Denver Dover Dublin Essen
-    Geneva Genoa Ghent Graz Hanoi Havana Kiel Kyoto Leeds Lille Lima Lisbon Lyon Mainz Malmo Manila Miami
-    Milan Minsk Munich Nairobi Naples Nice Odessa Osaka Oslo Oxford Perth Pisa Porto Prague Quito Reno Riga Rome
-    Accra Adana Almaty Baku Basel Bergen Bogota Brno Bruges Busan Cadiz Calgary Cannes Cardiff Cologne Corfu Davos Delft
-    Dundee Exeter Galway Gdansk Goa Haifa Hull Jena Kazan Krakow Lagos Leiden Linz Lucca Luxor Lviv Macau Metz Nantes Omsk
-    Oran Padua Parma Patras Pecs Pune Ravenna Rouen Salem Sibiu Sydney Tartu Tirana Turku Utrecht Varna Verona Vigo
-    Seoul Siena Sofia Split Tampa Trento Tunis Turin Ulm Vienna Warsaw York Zagreb Zurich
+    Athens Bath Bern Bonn Boston Bremen Brest Chicago Cork Dakar Dallas Delhi Denver Dover Dublin Essen Geneva Genoa
+    Ghent Graz Hanoi Havana Kiel Kyoto Leeds Lille Lima Lisbon Lyon Mainz Malmo Manila Miami Milan Minsk Munich
+    Nairobi Naples Nice Odessa Osaka Oslo Oxford Perth Pisa Porto Prague Quito Reno Riga Rome Accra Adana Almaty
+    Baku Basel Bergen Bogota Brno Bruges Busan Cadiz Calgary Cannes Cardiff Cologne Corfu Davos Delft Dundee Exeter
+    Galway Gdansk Goa Haifa Hull Jena Kazan Krakow Lagos Leiden Linz Lucca Luxor Lviv Macau Metz Nantes Omsk Oran
+    Padua Parma Patras Pecs Pune Ravenna Rouen Salem Sibiu Sydney Tartu Tirana Turku Utrecht Varna Verona Vigo Seoul
+    Siena Sofia Split Tampa Trento Tunis Turin Ulm Vienna Warsaw York Zagreb Zurich
 """.split()
 
 NOTE_KEYS = """
-    shopping wifi door car plan lunch dinner team birthday gift school trip party garden doctor dentist bank code key
-    bike book music movie game room desk hotel flight train bus taxi ticket gym coffee tea recipe cake pizza rent bill
-    tax phone mail list idea joke song dog cat horse fish boat tent camp beach lake river forest ski snow office boss
-    meeting call visit guest friend family mother father sister brother baby house roof window lamp paint tool box shelf
-    library museum cinema theatre market bakery wallet jacket shoes hat umbrella camera laptop printer screen
+    shopping wifi door car plan lunch dinner team birthday gift school trip party garden doctor dentist bank code
+    key bike book music movie game room desk hotel flight train bus taxi ticket gym coffee tea recipe cake pizza
+    rent bill tax phone mail list idea joke song dog cat horse fish boat tent camp beach lake river forest ski snow
+    office boss meeting call visit guest friend family mother father sister brother baby house roof window lamp
+    paint tool box shelf library museum cinema theatre market bakery wallet jacket shoes hat umbrella camera laptop
+    printer screen
 """.split()
 
 ITEMS = """
-    milk bread eggs butter cheese apples pears plums grapes lemons onions carrots beans rice pasta soup salt sugar honey
-    flour yeast oil juice water tea coffee cake nuts salad tomatoes potatoes corn peas fish ham soap paper pens pencils
-    stamps tape glue nails screws paint bulbs batteries candles flowers seeds socks shirts gloves shoes towels plates cups
-    spoons forks knives pots pans lamps chairs books maps tickets cards keys bags boxes balls toys
-    rope wire wood sand bricks tiles hooks rugs mugs jars lids trays combs brushes sponges mops brooms nets tents skates
-    dolls kites drums flutes belts coats scarves boots rings beads ribbons yarn thread buttons zips jam mustard vinegar
+    milk bread eggs butter cheese apples pears plums grapes lemons onions carrots beans rice pasta soup salt sugar
+    honey flour yeast oil juice water tea coffee cake nuts salad tomatoes potatoes corn peas fish ham soap paper
+    pens pencils stamps tape glue nails screws paint bulbs batteries candles flowers seeds socks shirts gloves shoes
+    towels plates cups spoons forks knives pots pans lamps chairs books maps tickets cards keys bags boxes balls
+    toys rope wire wood sand bricks tiles hooks rugs mugs jars lids trays combs brushes sponges mops brooms nets
+    tents skates dolls kites drums flutes belts coats scarves boots rings beads ribbons yarn thread buttons zips jam
+    mustard vinegar
 """.split()
 
 THINGS = """
-    apples books coins stamps cards pencils eggs cups plates chairs tickets stones shells flowers boxes bottles balls cakes
-    letters photos oranges points stickers candles
+    apples books coins stamps cards pencils eggs cups plates chairs tickets stones shells flowers boxes bottles
+    balls cakes letters photos oranges points stickers candles
 """.split()
 
 # Note texts: a pattern with a person, an item, a city, a place or a number in it.
@@ -77,10 +79,10 @@ NOTE_TEXTS = """
 """
 
 WORDS = """
-    apple house river stone bread green light water chair table music paper horse cloud garden window summer winter orange
-    yellow bridge street doctor flower pencil silver castle monkey rabbit spoon tiger lemon candle basket button carpet
-    dinner engine finger guitar hammer island jacket kitten ladder mirror needle pepper pocket rocket school ticket turtle
-    valley wallet
+    apple house river stone bread green light water chair table music paper horse cloud garden window summer winter
+    orange yellow bridge street doctor flower pencil silver castle monkey rabbit spoon tiger lemon candle basket
+    button carpet dinner engine finger guitar hammer island jacket kitten ladder mirror needle pepper pocket rocket
+    school ticket turtle valley wallet
 """.split()
 
 OPPOSITES = """

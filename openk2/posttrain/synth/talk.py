@@ -77,46 +77,6 @@ def _name(draw: Draw) -> Talk:
     return Talk("name.full", f"Nice to meet you, {name}.", name, {"name": name})
 
 
-@@_MAKERS[kind](draw)
-
-
-def _with_tools(tools: Sequence[str]) -> Talk:
-    listed = ", ".join(tools[:-1]) + " and " + tools[-1] if len(tools) > 1 else tools[0]
-    return Talk("tools.full", f"I can use {listed}.", listed)
-
-
-def _spell(draw: Draw) -> Talk:
-    word = draw.name(names.WORDS)
-    letters = "-".join(word.upper())
-    return Talk("spell.full", f"{letters}.", letters, {"word": word})
-
-
-def _first(draw: Draw) -> Talk:
-    word = draw.name(names.WORDS)
-    return Talk("first.full", f"The first letter is {word[0].upper()}.", word[0].upper(), {"word": word})
-
-
-def _opposite(draw: Draw) -> Talk:
-    pair = draw.rng.choice(names.OPPOSITES).split(":")
-    draw.rng.shuffle(pair)
-    return Talk("opposite.full", f"The opposite of {pair[0]} is {pair[1]}.", pair[1], {"word": pair[0]})
-
-
-def _fact(draw: Draw) -> Talk:
-    question, _, reply = draw.rng.choice(names.FACTS.strip().splitlines()).strip().partition(" | ")
-    return Talk("fact.full", reply, reply.rstrip("."), {"question": question})
-
-
-def _repeat(draw: Draw) -> Talk:
-    word = draw.name(draw.rng.choice((names.WORDS, names.PERSONS, names.CITIES, names.ITEMS)))
-    return Talk("repeat.full", f"{word}.", word, {"word": word})
-
-
-def _name(draw: Draw) -> Talk:
-    name = draw.name(names.PERSONS)
-    return Talk("name.full", f"Nice to meet you, {name}.", name, {"name": name})
-
-
 # Kind -> the whole reply, and the part of it that any other model's reply must state too.
 _FIXED = {
     "greet": ("Hello! How can I help you?", ""),
@@ -127,46 +87,6 @@ _FIXED = {
     "ready": ("Yes, how can I help you?", ""),
     "missing": ("Sorry, I cannot do that.", "cannot"),
 }
-_MAKERS[kind](draw)
-
-
-def _with_tools(tools: Sequence[str]) -> Talk:
-    listed = ", ".join(tools[:-1]) + " and " + tools[-1] if len(tools) > 1 else tools[0]
-    return Talk("tools.full", f"I can use {listed}.", listed)
-
-
-def _spell(draw: Draw) -> Talk:
-    word = draw.name(names.WORDS)
-    letters = "-".join(word.upper())
-    return Talk("spell.full", f"{letters}.", letters, {"word": word})
-
-
-def _first(draw: Draw) -> Talk:
-    word = draw.name(names.WORDS)
-    return Talk("first.full", f"The first letter is {word[0].upper()}.", word[0].upper(), {"word": word})
-
-
-def _opposite(draw: Draw) -> Talk:
-    pair = draw.rng.choice(names.OPPOSITES).split(":")
-    draw.rng.shuffle(pair)
-    return Talk("opposite.full", f"The opposite of {pair[0]} is {pair[1]}.", pair[1], {"word": pair[0]})
-
-
-def _fact(draw: Draw) -> Talk:
-    question, _, reply = draw.rng.choice(names.FACTS.strip().splitlines()).strip().partition(" | ")
-    return Talk("fact.full", reply, reply.rstrip("."), {"question": question})
-
-
-def _repeat(draw: Draw) -> Talk:
-    word = draw.name(draw.rng.choice((names.WORDS, names.PERSONS, names.CITIES, names.ITEMS)))
-    return Talk("repeat.full", f"{word}.", word, {"word": word})
-
-
-def _name(draw: Draw) -> Talk:
-    name = draw.name(names.PERSONS)
-    return Talk("name.full", f"Nice to meet you, {name}.", name, {"name": name})
-
-
 _MAKERS = {"spell": _spell, "first": _first, "opposite": _opposite, "fact": _fact, "repeat": _repeat, "name": _name}
 # Kinds of turns beside tools, at the start of a dialogue and after an answer.
 _FIRST_WEIGHTS = {"greet": 2.0, "who": 1.0, "tools": 2.0, "missing": 2.0}

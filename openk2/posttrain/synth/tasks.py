@@ -102,7 +102,7 @@ def system_with_table(system: str, world: World) -> str:
 
 
 def phrase(kind: str, slots: Sequence[str], rng: random.Random, *, again: str = "") -> str:
-    """A template for this kind of request. `again`: "" for a first turn, "next" for a later one, "same" for an ellipsis."""
+    """A template for this kind of request. `again` is "" in a first turn, "next" later on, "same" for an ellipsis."""
     if again == "same" and f"{kind}.again" in GRAMMAR:
         return style(GRAMMAR.expand("frame.again", rng, {"core": f"{kind}.again"}), rng)
     forms = {f"{kind}.{form}": weight for form, weight in _FORMS.items() if f"{kind}.{form}" in GRAMMAR}

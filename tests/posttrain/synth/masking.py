@@ -29,17 +29,21 @@ def _word_values() -> list[str]:
     return [*pools, *units, *themes, *git, *fields]
 
 
-_ANY = re.compile(
-    rf"(?<!\w)(?:{'|'.join(re.escape(w) for w in sorted(_word_values(), key=len, reverse=True))})(?!\w)", re.I
+_VALUES = {value.lower() for value in _word_values()}
+_PHRASES = "|".join(
+    re.escape(value) for value in sorted(_VALUES, key=len, reverse=True) if " " in value or "/" in value
 )
+_PHRASE = re.compile(rf"(?<!\w)(?:{_PHRASES})(?!\w)")
 
 
 def skeleton(sentence: str, arguments: Mapping[str, Any] | None = None) -> str:
     """Small letters, no marks but arithmetic ones; `#` for a date or number, `@` for a name or an argument's text."""
-    for value in sorted((v for v in (arguments or {}).values() if isinstance(v, str)), key=len, reverse=True):
-        sentence = re.sub(rf"(?<!\w){re.escape(value)}(?!\w)", " @ ", sentence, flags=re.I)
-    sentence = _ANY.sub("@", _NUMBER.sub("#", _DATE.sub("#", sentence)))
-    return " ".join(re.findall(r"[a-z']+|[#@+*/%=]", sentence.lower()))
+    for value in (arguments or {}).values():
+        if isinstance(value, str) and " " in value:
+            sentence = sentence.replace(value, " @ ")
+    sentence = _PHRASE.sub("@", _NUMBER.sub("#", _DATE.sub("#", sentence)).lower())
+    parts = re.findall(r"[a-z']+|[#@+*/%=]", sentence.replace("'s ", " 's "))
+    return " ".join("@" if part in _VALUES else part for part in parts)
 
 
 def skeletons(task: Task) -> list[str]:
@@ -47,8 +51,3 @@ def skeletons(task: Task) -> list[str]:
     return [
         skeleton(turn.user, {k: v for call in turn.calls for k, v in call.arguments.items()}) for turn in task.turns
     ]
-
-
-def words(sentence: str) -> set[str]:
-    """The sentence's words, values masked."""
-    return set(re.findall(r"[a-z']+", sentence))

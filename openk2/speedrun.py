@@ -1,0 +1,198 @@
+"""The whole recipe as one function, top to bottom: text in, a small tool-using assistant and a report out.
+
+Every stage keeps its own folder and can be killed and taken up again; a stage
+that is done is read, not run. Left out: everything that a stage knows itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from openk2.chat.codec import Codec
+from openk2.checkpoint.variant import export_variant, load
+from openk2.config.run import SFTConfig, SpeedrunConfig
+from openk2.config.serialize import digest
+from openk2.data.dialogues import Dialogue, read_dialogues
+from openk2.data.loader import validation_texts
+from openk2.engine.engine import Engine
+from openk2.evaluate import EvalSettings, Result, evaluate
+from openk2.evaluate.tasks.bits_per_byte import BitsPerByte
+from openk2.evaluate.tasks.tools import ToolCalls
+from openk2.model.model import Model
+from openk2.observe.console import Console
+from openk2.observe.files import write_atomic
+from openk2.observe.memory import peak_rss_bytes, wall_since_process_start
+from openk2.observe.metrics import read_metrics
+from openk2.observe.report import write_report
+from openk2.posttrain.rl import rl
+from openk2.posttrain.rl.critic import Trust
+from openk2.posttrain.sft import sft
+from openk2.posttrain.synth import held_out_tasks, synthesise
+from openk2.pretrain import pretrain
+from openk2.speedrun_report import assemble
+
+
+def speedrun(config: SpeedrunConfig, out: Path, console: Console) -> Path:
+    """Run or resume the recipe in `out`; returns the path of report.html."""
+    stages = Stages(out, config, console)
+    command = "openk2 " + " ".join(sys.argv[1:])
+
+    def base_model() -> dict[str, Any]:
+        model, tokenizer = pretrain(config.pretrain, out / "pretrain", console)
+        export_variant(model, Codec(tokenizer), out / "base", kind="base", made_by=command)
+        return {}
+
+    def trajectories() -> dict[str, Any]:
+        with console.progress("synthesising", unit="attempts") as bar:
+            return synthesise(config.synth, out / "synth", lambda done, _: bar.advance(done - bar.done))
+
+    stages.run("pretrain", base_model)
+    stages.run("evaluate base", lambda: _measure(out / "base", out, "base", config, console))
+    manifest = stages.run("synth", trajectories)
+    dialogues = read_dialogues(out / "synth" / "trajectories.jsonl")
+
+    def supervised() -> dict[str, Any]:
+        _tune(out / "base", out / "sft-model", lambda m, c: sft(config.sft, m, c, dialogues, out / "sft", console), command)
+        return {}
+
+    def reinforced() -> dict[str, Any]:
+        records: list[Trust] = []
+        _tune(
+            out / "sft-model",
+            out / "instruct",
+            lambda m, c: records.append(rl(config.rl, m, c, dialogues, out / "rl", console, make_sampler=Engine)),
+            command,
+        )
+        return _critic_figures(records[0])
+
+    def control() -> dict[str, Any]:
+        same = [d for d in dialogues if not d.held_out and d.task is not None][: config.rl.pool_tasks]
+        kept_back = [d for d in dialogues if d.held_out]
+        settings = control_config(config, out)
+        _tune(
+            out / "sft-model",
+            out / "more-sft-model",
+            lambda m, c: sft(settings, m, c, same + kept_back, out / "more_sft", console, stage="more_sft"),
+            command,
+        )
+        return {"steps": settings.train.steps}
+
+    stages.run("sft", supervised)
+    stages.run("evaluate sft", lambda: _measure(out / "sft-model", out, "sft", config, console))
+    critic = stages.run("rl", reinforced)
+    stages.run("evaluate rl", lambda: _measure(out / "instruct", out, "rl", config, console))
+    stages.run("more sft", control)
+    stages.run("evaluate more sft", lambda: _measure(out / "more-sft-model", out, "more_sft", config, console))
+    report = assemble(out, config, stages.finished, manifest, critic, command)
+    page = write_report(report, out)
+    console.result(f"report: {page}")
+    console.result(f"talk to it: openk2 chat {out / 'instruct'}")
+    return page
+
+
+class Stages:
+    """Runs each stage once: what it returned, its time and memory are kept in `stages.json`."""
+
+    def __init__(self, out: Path, config: SpeedrunConfig, console: Console) -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        self.path, self.console = out / "stages.json", console
+        self.digest = digest(config)
+        kept = json.loads(self.path.read_text()) if self.path.exists() else {"config": self.digest, "stages": []}
+        if kept["config"] != self.digest:
+            raise ValueError(f"{out}: saw a speedrun of another config, expected the same one; use another --out")
+        self.finished: list[dict[str, Any]] = kept["stages"]
+        self._first = not self.finished
+
+    def run(self, name: str, stage: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+        """The stage's figures: those kept, or those of running it now."""
+        for done in self.finished:
+            if done["name"] == name:
+                return dict(done["figures"])
+        self.console.section(name)
+        # The first stage answers for the time since the process started: interpreter and imports included.
+        begin = time.monotonic() - (wall_since_process_start() if self._first else 0.0)
+        self._first = False
+        figures = dict(stage())
+        wall = time.monotonic() - begin
+        self.finished.append({"name": name, "wall_s": wall, "peak_rss_bytes": peak_rss_bytes(), "figures": figures})
+        write_atomic(self.path, json.dumps({"config": self.digest, "stages": self.finished}, indent=2))
+        return figures
+
+
+def _tune(source: Path, target: Path, train: Callable[[Model, Codec], object], command: str) -> None:
+    """Load a variant, train it in place, export it as an instruct variant."""
+    model, codec = load(source, dtype=torch.float32)
+    assert codec is not None, "every variant of the speedrun has a tokenizer"
+    train(model, codec)
+    export_variant(model, codec, target, kind="instruct", made_by=command)
+
+
+def control_config(config: SpeedrunConfig, out: Path) -> SFTConfig:
+    """SFT for as many steps as fit into the time that RL took: the control it is compared with."""
+    seconds = sum(record.wall_s for record in read_metrics(out / "rl" / "metrics.jsonl"))
+    per_step = [record.wall_s for record in read_metrics(out / "sft" / "metrics.jsonl")]
+    steps = max(2, round(seconds / (sum(per_step) / len(per_step))))
+    train = dataclasses.replace(
+        config.sft.train, steps=steps, warmup_steps=min(5, steps // 2), decay_steps=steps // 2, eval_every=steps
+    )
+    return dataclasses.replace(config.sft, train=train)
+
+
+def _measure(variant: Path, out: Path, stage: str, config: SpeedrunConfig, console: Console) -> dict[str, Any]:
+    """Held-out figures of a variant; bits per byte where pre-training is concerned, tools everywhere."""
+    model, codec = load(variant)
+    assert codec is not None
+    engine = Engine(model)
+    limit = config.evaluate.tool_tasks
+    tasks: list[Any] = [
+        ToolCalls("held_out", held_out_tasks(limit, config.evaluate.seed)),
+        "phrasings",
+        "freehand",
+    ]
+    if stage in ("base", "rl"):
+        length = config.pretrain.train.sequence_length
+        texts = validation_texts(out / "pretrain" / "data", codec.tokenizer)
+        tasks.insert(0, BitsPerByte(texts, context_length=length, stride=length // 2))
+    settings = EvalSettings(
+        variant="base" if stage == "base" else "instruct",
+        seed=config.evaluate.seed,
+        context_length=model.config.max_position_embeddings,
+        max_new_tokens=config.evaluate.max_new_tokens,
+        batch_size=64,
+    )
+    started = time.monotonic()
+    results = evaluate(
+        tasks,
+        engine,
+        engine.score,
+        codec,
+        settings=settings,
+        out=out / "evaluation" / stage,
+        about={"variant": str(variant), "stage": stage},
+        progress=lambda p: console.line(f"{stage}: {p.task} {p.done}/{p.total}") if p.done == p.total else None,
+    )
+    console.line(f"{stage}: measured in {time.monotonic() - started:.0f} s")
+    return {name: _figures(result) for name, result in results.items()}
+
+
+def _figures(result: Result) -> dict[str, Any]:
+    return {**result.as_dict(), "card": {}}
+
+
+def _critic_figures(trust: Trust) -> dict[str, Any]:
+    return {
+        "pairs": trust.decided,
+        "agreement": trust.agreement,
+        "stderr": trust.stderr,
+        "position_bias": trust.position_bias,
+        "verdict": trust.verdict(),
+    }
+
