@@ -71,7 +71,12 @@ def _build_parser() -> argparse.ArgumentParser:
 
 
 def _command(
-    commands: Any, name: str, run: Callable[[argparse.Namespace], int | None], text: str, example: str, overrides: Any = None
+    commands: Any,
+    name: str,
+    run: Callable[[argparse.Namespace], int | None],
+    text: str,
+    example: str,
+    overrides: Any = None,
 ) -> argparse.ArgumentParser:
     """A sub-command; `overrides()` gives the config whose fields it can set, listed in its help."""
     parser: argparse.ArgumentParser = commands.add_parser(
@@ -305,7 +310,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         data=arguments.data,
         out=arguments.out,
         about={"checkpoint": str(arguments.checkpoint)},
-        progress=lambda p: console.line(f"{p.task} {p.done}/{p.total}" + (f", {p.eta_s:.0f} s to go" if p.eta_s else "")),
+        progress=lambda p: console.line(
+            f"{p.task} {p.done}/{p.total}" + (f", {p.eta_s:.0f} s to go" if p.eta_s else "")
+        ),
     )
     if arguments.json:
         console.result(json.dumps({name: result.as_dict() for name, result in results.items()}, indent=2))
@@ -380,7 +387,9 @@ def _chat(arguments: argparse.Namespace) -> None:
 
 
 def _add_params(commands: Any) -> None:
-    parser = _command(commands, "params", _params, "count a model: parameters, FLOPs, cache", "openk2 params k2_1t --json")
+    parser = _command(
+        commands, "params", _params, "count a model: parameters, FLOPs, cache", "openk2 params k2_1t --json"
+    )
     parser.add_argument("preset", help="tiny, small, moonlight_16b_a3b or k2_1t")
     parser.add_argument("--context", type=int, default=4096, help="tokens at which attention's FLOPs are counted")
     parser.add_argument("--json", action="store_true")
@@ -441,7 +450,11 @@ def _show_sample(arguments: argparse.Namespace) -> None:
 def _add_verify_resume(commands: Any) -> None:
     example = "openk2 verify-resume tiny"
     parser = _command(
-        commands, "verify-resume", _verify_resume, "prove that a killed run ends bit for bit where a whole one does", example
+        commands,
+        "verify-resume",
+        _verify_resume,
+        "prove that a killed run ends bit for bit where a whole one does",
+        example,
     )
     parser.add_argument("preset", help="tiny or small")
     parser.add_argument("--stages", default="pretrain,sft,rl", help="comma-separated")

@@ -79,7 +79,14 @@ def audit_table(config: PretrainConfig, *, as_json: bool) -> str:
     found = totals(rows)
     if as_json:
         listed = [
-            {"name": r.name, "shape": r.shape, "route": r.route, "role": r.role, "matrices": r.matrices, "scale": r.scale}
+            {
+                "name": r.name,
+                "shape": r.shape,
+                "route": r.route,
+                "role": r.role,
+                "matrices": r.matrices,
+                "scale": r.scale,
+            }
             for r in rows
         ]
         return json.dumps({"rows": listed, "totals": found}, indent=2)

@@ -20,7 +20,7 @@ from openk2.chat.codec import Codec
 from openk2.checkpoint.variant import export_variant, load
 from openk2.config.run import SFTConfig, SpeedrunConfig
 from openk2.config.serialize import digest
-from openk2.data.dialogues import Dialogue, read_dialogues
+from openk2.data.dialogues import read_dialogues
 from openk2.data.loader import validation_texts
 from openk2.engine.engine import Engine
 from openk2.evaluate import EvalSettings, Result, evaluate
@@ -60,7 +60,12 @@ def speedrun(config: SpeedrunConfig, out: Path, console: Console) -> Path:
     dialogues = read_dialogues(out / "synth" / "trajectories.jsonl")
 
     def supervised() -> dict[str, Any]:
-        _tune(out / "base", out / "sft-model", lambda m, c: sft(config.sft, m, c, dialogues, out / "sft", console), command)
+        _tune(
+            out / "base",
+            out / "sft-model",
+            lambda m, c: sft(config.sft, m, c, dialogues, out / "sft", console),
+            command,
+        )
         return {}
 
     def reinforced() -> dict[str, Any]:
@@ -105,7 +110,9 @@ class Stages:
         out.mkdir(parents=True, exist_ok=True)
         self.path, self.console = out / "stages.json", console
         self.digest = digest(config)
-        kept = json.loads(self.path.read_text()) if self.path.exists() else {"config": self.digest, "stages": []}
+        kept: dict[str, Any] = (
+            json.loads(self.path.read_text()) if self.path.exists() else {"config": self.digest, "stages": []}
+        )
         if kept["config"] != self.digest:
             raise ValueError(f"{out}: saw a speedrun of another config, expected the same one; use another --out")
         self.finished: list[dict[str, Any]] = kept["stages"]
@@ -195,4 +202,3 @@ def _critic_figures(trust: Trust) -> dict[str, Any]:
         "position_bias": trust.position_bias,
         "verdict": trust.verdict(),
     }
-

@@ -29,9 +29,7 @@ _POLL_S = 0.02
 _LIMIT_S = 1800.0
 
 
-def verify(
-    preset: str, stages: Sequence[str], steps: int, out: Path | None, console: Console, *, as_json: bool
-) -> int:
+def verify(preset: str, stages: Sequence[str], steps: int, out: Path | None, console: Console, *, as_json: bool) -> int:
     """Exit code 0 if every stage ends bit for bit the same, 1 if one does not."""
     unknown = [stage for stage in stages if stage not in STAGES]
     if unknown:

@@ -145,11 +145,12 @@ class SynthConfig:
 
     attempts: int = 6000
     plain_fraction: float = 0.1  # plain dialogues beside the trajectories, of their number
-    max_error_rate: float = 0.05  # of the teacher's turns that are made wrong on purpose, so that judging has work
+    critique_fraction: float = 0.1  # pairs that teach the policy to judge, of their number
+    error_rate: float = 0.05  # of the teacher's turns that are made wrong on purpose, so that judging has work
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check("synth", self, at_least_1="attempts", at_least_0="plain_fraction", from_0_to_1="max_error_rate")
+        _check("synth", self, at_least_1="attempts", at_least_0="plain_fraction critique_fraction", from_0_to_1="error_rate")
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,8 @@ class RLConfig:
         _check(
             "rl",
             self,
-            at_least_1="steps prompts_per_step pool_tasks ptx_examples token_budget micro_batch_tokens checkpoint_every",
+            at_least_1="steps prompts_per_step pool_tasks ptx_examples token_budget micro_batch_tokens "
+            "checkpoint_every",
             at_least_2="group_size",  # the baseline is the mean over the others and itself
             above_0="temperature_start temperature_end",
             at_least_0="warmup_steps tau budget_penalty ptx_weight critic_weight critic_pairs",

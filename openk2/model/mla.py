@@ -20,7 +20,7 @@ from openk2.config.model import ModelConfig
 from openk2.model.layout import Layout
 from openk2.model.norm import RMSNorm
 from openk2.model.rope import softmax_scale
-from openk2.ops.attention import document_attention, exact_max_scores
+from openk2.ops.attention import document_attention, exact_peak_scores
 from openk2.ops.fused import rotate
 
 # The two norms inside attention use this epsilon whatever the config says (k2-facts 1.3).
@@ -45,11 +45,13 @@ class MultiHeadLatentAttention(nn.Module):
             self.q_b_proj = nn.Linear(config.q_lora_rank, heads * config.qk_head_dim, bias=False)
         self.kv_a_proj_with_mqa = nn.Linear(hidden, config.latent_dim, bias=False)
         self.kv_a_layernorm = RMSNorm(config.kv_lora_rank, INNER_NORM_EPS)
-        self.kv_b_proj = nn.Linear(config.kv_lora_rank, heads * (config.qk_nope_head_dim + config.v_head_dim), bias=False)
+        self.kv_b_proj = nn.Linear(
+            config.kv_lora_rank, heads * (config.qk_nope_head_dim + config.v_head_dim), bias=False
+        )
         self.o_proj = nn.Linear(heads * config.v_head_dim, hidden, bias=False)
 
     @property
-    def query_weight(self) -> nn.Parameter:
+    def query_weight(self) -> Tensor:
         """The projection whose rows are the heads' queries."""
         return self.q_proj.weight if self.config.q_lora_rank is None else self.q_b_proj.weight
 
@@ -72,7 +74,9 @@ class MultiHeadLatentAttention(nn.Module):
         latent, rope = joint.split((self.config.kv_lora_rank, self.config.qk_rope_head_dim), dim=-1)
         return self.kv_a_layernorm(latent.contiguous()), rotate(rope.unsqueeze(1), cos, sin).squeeze(1)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, layout: Layout, tau: float | None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, layout: Layout, tau: float | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Attend within documents.
 
         x [N, D], cos/sin [N, r/2]. Returns the output [N, D], the maximum
@@ -90,11 +94,13 @@ class MultiHeadLatentAttention(nn.Module):
         k = torch.cat((k_nope, k_rope.unsqueeze(1).expand(-1, heads, -1)), dim=-1)
         k = k.view(batch, length, heads, -1).transpose(1, 2)
         v = value.view(batch, length, heads, -1).transpose(1, 2)
-        out, max_scores = document_attention(q, k, v, layout.starts, self.scale)
-        if tau is not None and x.dtype == torch.bfloat16 and bool(max_scores.max() > NEAR_TAU * tau):
-            max_scores = exact_max_scores(q.detach(), k.detach(), layout.starts, self.scale)
+        out, peaks = document_attention(q, k, v, layout.starts, self.scale)
+        if tau is not None and x.dtype == torch.bfloat16 and bool(peaks.max() > NEAR_TAU * tau):
+            peaks = exact_peak_scores(q.detach(), k.detach(), layout.starts, self.scale)
+        padding = (layout.documents < 0).unsqueeze(1)
+        max_scores = peaks.masked_fill(padding, -torch.inf).amax((0, 2))
         out = out.transpose(1, 2).reshape(batch * length, -1)
-        return F.linear(out, self.o_proj.weight.to(x.dtype)), max_scores.amax(0), torch.cat((latent, k_rope), dim=-1)
+        return F.linear(out, self.o_proj.weight.to(x.dtype)), max_scores, torch.cat((latent, k_rope), dim=-1)
 
     def decode(self, x: Tensor, cos: Tensor, sin: Tensor, cache: Tensor, lengths: Tensor) -> Tensor:
         """One new token per sequence against cached latents, without unfolding them.

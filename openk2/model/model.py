@@ -10,7 +10,9 @@ Shapes: B rows, T tokens a row, N = B x T, D model, V vocabulary, E experts, K c
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 from openk2.config.model import ModelConfig
 from openk2.model.layout import Layout
 from openk2.model.mla import MultiHeadLatentAttention
-from openk2.model.moe import MLP, MixtureOfExperts, balance_loss
+from openk2.model.moe import MLP, MixtureOfExperts, Router, balance_loss
 from openk2.model.norm import RMSNorm
 from openk2.model.rope import rotary_tables
 from openk2.ops.cross_entropy import linear_log_prob
@@ -69,6 +71,10 @@ class Model(nn.Module):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self._tables: tuple[Tensor, Tensor] | None = None
 
+    def blocks(self) -> Iterator[Block]:
+        """The layers in order, typed."""
+        return (cast(Block, layer) for layer in self.layers)
+
     @torch.no_grad()
     def init_weights(self, seed: int) -> Model:
         """Normal(0, initializer_range) for matrices, ones for norms, zero router bias; K2 states no other rule."""
@@ -88,7 +94,12 @@ class Model(nn.Module):
         return self._tables[0][positions], self._tables[1][positions]
 
     def hidden_states(
-        self, input_ids: Tensor, layout: Layout | None = None, *, chosen: Tensor | None = None, cache: list[Tensor] | None = None
+        self,
+        input_ids: Tensor,
+        layout: Layout | None = None,
+        *,
+        chosen: Tensor | None = None,
+        cache: list[Tensor] | None = None,
     ) -> tuple[Tensor, ForwardStats]:
         """input_ids [B, T] -> final normalised states [N, D] and what the pass saw.
 
@@ -100,8 +111,9 @@ class Model(nn.Module):
         cos, sin = self.rotary(layout.positions.flatten())
         real = layout.documents.flatten() >= 0
         x = self.embed_tokens(input_ids.flatten()).to(self.compute_dtype)
-        max_scores, counts, losses, choices = [], [], [], []
-        for block in self.layers:
+        max_scores, counts, losses = [], [], []
+        choices: list[Tensor] = []
+        for block in self.blocks():
             attended, scores, latents = block.self_attn(block.input_layernorm(x), cos, sin, layout, self.qk_clip_tau)
             max_scores.append(scores)
             if cache is not None:
@@ -119,7 +131,9 @@ class Model(nn.Module):
                 losses.append(balance_loss(routing, layout))
         stats = ForwardStats(
             max_scores=torch.stack(max_scores),
-            expert_counts=torch.stack(counts) if counts else torch.zeros(0, self.config.n_routed_experts, dtype=torch.int64),
+            expert_counts=torch.stack(counts)
+            if counts
+            else torch.zeros(0, self.config.n_routed_experts, dtype=torch.int64),
             balance_loss=torch.stack(losses).mean() if losses else x.new_zeros((), dtype=torch.float32),
             chosen=torch.stack(choices) if choices else torch.zeros(0, batch * length, 0, dtype=torch.int64),
         )
@@ -156,7 +170,7 @@ class Model(nn.Module):
         rows = torch.arange(len(lengths), device=lengths.device)
         x = self.embed_tokens(input_ids).to(self.compute_dtype)
         choices = []
-        for block, latents in zip(self.layers, cache, strict=True):
+        for block, latents in zip(self.blocks(), cache, strict=True):
             normed = block.input_layernorm(x)
             latents[rows, lengths - 1] = torch.cat(block.self_attn.latents(normed, cos, sin), dim=-1)
             x = x + block.self_attn.decode(normed, cos, sin, latents, lengths)
@@ -170,9 +184,9 @@ class Model(nn.Module):
         chosen = torch.stack(choices) if choices else torch.zeros(0, len(lengths), 0, dtype=torch.int64)
         return self.logits(self.norm(x)), chosen
 
-    def routers(self) -> list[nn.Module]:
+    def routers(self) -> list[Router]:
         """The routers, first MoE layer first."""
-        return [block.mlp.gate for block in self.layers if isinstance(block.mlp, MixtureOfExperts)]
+        return [block.mlp.gate for block in self.blocks() if isinstance(block.mlp, MixtureOfExperts)]
 
     def parameter_specs(self) -> list[ParameterSpec]:
         """Every parameter's route through the optimizer and the matrices Muon sees in it."""
@@ -191,7 +205,7 @@ class Model(nn.Module):
                 rope_dim=config.qk_rope_head_dim,
                 value_dim=config.v_head_dim,
             )
-            for index, block in enumerate(self.layers)
+            for index, block in enumerate(self.blocks())
         ]
 
 

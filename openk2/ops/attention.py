@@ -1,4 +1,4 @@
-"""Causal attention within documents, tiled over query blocks, with the per-head maximum of its scores.
+"""Causal attention within documents, tiled over query blocks, with each query's largest score.
 
 What it is: the training and prefill attention of the CPU. Queries are taken
 a block at a time against the keys up to the block's end, so that half of the
@@ -6,15 +6,17 @@ score matrix is never computed and none of it is kept: the backward pass makes
 the probabilities again. Scores accumulate in fp32 inside the product and are
 rounded to the inputs' dtype.
 
-Invariants: token i sees token j when `starts[i] <= j <= i`. The returned
-maximum is over visible scores, scale included: in fp32 it is exact, in bf16
-it may be off by the final rounding (2^-8 relative), which is why QK-Clip asks
-`exact_max_scores` wherever the rounded value comes near its threshold.
+Invariants: token i sees token j when `starts[i] <= j <= i`. Peaks are over
+visible scores, scale included: in fp32 they are exact, in bf16 they may be off
+by the final rounding (2^-8 relative), which is why QK-Clip asks
+`exact_peak_scores` wherever the rounded value comes near its threshold.
 
 The slow twin is `reference_attention`. Left out: dropout and attention sinks.
 """
 
 from __future__ import annotations
+
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -26,7 +28,9 @@ QUERY_BLOCK = 256  # a block's scores stay within the last-level cache at small 
 
 class _TiledAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, starts: Tensor, scale: float):  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, starts: Tensor, scale: float
+    ) -> tuple[Tensor, Tensor]:
         batch, heads, length, _ = q.shape
         q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
         out = torch.empty(batch * heads, length, v.shape[-1], dtype=q.dtype, device=q.device)
@@ -34,16 +38,16 @@ class _TiledAttention(torch.autograd.Function):
         for first in range(0, length, QUERY_BLOCK):
             last = min(first + QUERY_BLOCK, length)
             weights, peak = _weights(q, k, starts, scale, first, last)
-            peaks.append(peak.amax(-1))
+            peaks.append(peak)
             out[:, first:last] = torch.bmm(weights, v[:, :last])
         ctx.save_for_backward(q, k, v, starts)
         ctx.scale = scale
-        max_scores = torch.stack(peaks).amax(0)
-        ctx.mark_non_differentiable(max_scores)
-        return out.unflatten(0, (batch, heads)), max_scores
+        peak_scores = torch.cat(peaks, dim=-1)
+        ctx.mark_non_differentiable(peak_scores)
+        return out.unflatten(0, (batch, heads)), peak_scores
 
     @staticmethod
-    def backward(ctx, grad_out: Tensor, _grad_max: Tensor):  # type: ignore[override]
+    def backward(ctx: Any, grad_out: Tensor, _grad_peaks: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         q, k, v, starts = ctx.saved_tensors
         batch, heads = grad_out.shape[:2]
         grad_out = grad_out.flatten(0, 1)
@@ -72,20 +76,20 @@ def document_attention(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, scale: f
 
     q, k [B, H, T, qk_dim], v [B, H, T, v_dim]; starts [B, T] is, for each
     position, the first position of its document. Returns the output
-    [B, H, T, v_dim] and the maximum visible score per row and head, fp32 [B, H].
+    [B, H, T, v_dim] and each query's largest visible score [B, H, T], fp32 (fp64 for fp64 inputs).
     """
-    return _TiledAttention.apply(q, k, v, starts.to(torch.int32), scale)
+    return cast(tuple[Tensor, Tensor], _TiledAttention.apply(q, k, v, starts.to(torch.int32), scale))
 
 
 @torch.no_grad()
-def exact_max_scores(q: Tensor, k: Tensor, starts: Tensor, scale: float) -> Tensor:
-    """The maximum visible score per row and head from fp32 products, fp32 [B, H], tile by tile."""
+def exact_peak_scores(q: Tensor, k: Tensor, starts: Tensor, scale: float) -> Tensor:
+    """Each query's largest visible score from fp32 products, fp32 [B, H, T], tile by tile."""
     q, k = q.float().flatten(0, 1), k.float().flatten(0, 1)
     peaks = []
     for first in range(0, q.shape[1], QUERY_BLOCK):
         _, peak = _weights(q, k, starts, scale, first, min(first + QUERY_BLOCK, q.shape[1]))
-        peaks.append(peak.amax(-1))
-    return torch.stack(peaks).amax(0)
+        peaks.append(peak)
+    return torch.cat(peaks, dim=-1)
 
 
 def reference_attention(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -93,4 +97,4 @@ def reference_attention(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, scale: 
     place = torch.arange(q.shape[2], device=q.device)
     hidden = (place > place[:, None]) | (place < starts[:, :, None])
     scores = (q @ k.transpose(-1, -2) * scale).masked_fill(hidden.unsqueeze(1), -torch.inf)
-    return scores.softmax(-1) @ v, scores.amax((2, 3))
+    return scores.softmax(-1) @ v, scores.amax(-1)

@@ -9,6 +9,8 @@ log-probabilities) and scoring. The slow twin is `reference_log_prob`.
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,7 +23,7 @@ KEEP_BYTES = 512 << 20  # largest probability matrix kept for the backward pass
 
 class _LinearLogProb(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden: Tensor, head: Tensor, targets: Tensor):  # type: ignore[override]
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:  # type: ignore[override]
         rows, vocab = hidden.shape[0], head.shape[0]
         keep = ctx.needs_input_grad[0] and rows * vocab * hidden.element_size() <= KEEP_BYTES
         kept = torch.empty(rows, vocab, dtype=hidden.dtype, device=hidden.device) if keep else None
@@ -38,7 +40,7 @@ class _LinearLogProb(torch.autograd.Function):
         return log_probs
 
     @staticmethod
-    def backward(ctx, grad: Tensor):  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
         hidden, head, targets, kept = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden)
         grad_head = torch.zeros(head.shape, dtype=grad.dtype, device=head.device) if kept is None else None
@@ -51,14 +53,14 @@ class _LinearLogProb(torch.autograd.Function):
             grad_hidden[chunk] = grad_logits @ head
             if grad_head is not None:
                 grad_head += grad_logits.t() @ hidden[chunk]
-        if kept is not None:
+        if grad_head is None:
             return grad_hidden, kept.t() @ hidden, None
         return grad_hidden, grad_head.to(head.dtype), None
 
 
 def linear_log_prob(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
     """log softmax(hidden head^T)[target] for hidden [N, D], head [V, D], targets int [N]: fp32 [N]."""
-    return _LinearLogProb.apply(hidden, head, targets)
+    return cast(Tensor, _LinearLogProb.apply(hidden, head, targets))
 
 
 def reference_log_prob(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ expert without tokens gets a zero gradient. The slow twin is `reference_experts`
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -38,7 +40,9 @@ def _grouped_weight_gradient(grad: Tensor, rows: Tensor, ends: Tensor) -> Tensor
 
 class _RoutedExperts(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor):  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        ctx: Any, x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor
+    ) -> Tensor:
         num_tokens, top_k = chosen.shape
         flat = chosen.flatten()
         order = flat.argsort(stable=True)  # sorted slot -> (token, choice) pair
@@ -54,7 +58,7 @@ class _RoutedExperts(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx, grad_out: Tensor):  # type: ignore[override]
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         sorted_x, hidden, y, weights, gate_up, down, order, inverse, ends = ctx.saved_tensors
         num_tokens, top_k = weights.shape
         grad_weights = torch.bmm(y, grad_out.unsqueeze(-1)).squeeze(-1).to(weights.dtype)
@@ -75,7 +79,7 @@ def routed_experts(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Tensor, 
     x [N, D]; chosen int [N, K]; weights fp32 [N, K]; gate_up [E, 2F, D] (gate
     rows first); down [E, D, F]. Returns [N, D] in x's dtype.
     """
-    return _RoutedExperts.apply(x, chosen, weights, gate_up, down)
+    return cast(Tensor, _RoutedExperts.apply(x, chosen, weights, gate_up, down))
 
 
 def reference_experts(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 # Keller Jordan's quintic: after five steps singular values lie within about 0.7 to 1.2.
 NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+_SMALL, _LARGE = 1e-3, 1e15  # Frobenius norms between which fp32 squares and the epsilon are harmless
 
 
 def update_scale(rows: int, columns: int, update_rms: float) -> float:
@@ -24,13 +25,16 @@ def update_scale(rows: int, columns: int, update_rms: float) -> float:
 def newton_schulz(stack: Tensor, steps: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """Orthogonalise each matrix of stack [count, rows, columns]: U V^T of its SVD, approximately.
 
-    Works in `dtype` and returns it. Gradients of any finite size are safe: each
-    matrix is first divided by its largest entry, so that the Frobenius norm
-    neither under- nor overflows. An all-zero matrix stays zero.
+    Works in `dtype` and returns it. Gradients of any finite size are safe; an
+    all-zero matrix stays zero.
     """
-    peak = stack.abs().amax((-2, -1), keepdim=True)
-    x = stack / peak.where(peak > 0, 1.0)
-    x = (x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)).to(dtype)
+    norm = torch.linalg.matrix_norm(stack, keepdim=True)
+    if bool(((norm < _SMALL) | (norm > _LARGE)).any()):
+        # Squares under- or overflow in fp32 there, and the epsilon would count: divide by the largest entry first.
+        peak = stack.abs().amax((-2, -1), keepdim=True)
+        stack = stack / peak.where(peak > 0, 1.0)
+        norm = torch.linalg.matrix_norm(stack, keepdim=True)
+    x = (stack / (norm + 1e-7)).to(dtype)
     tall = x.shape[-2] > x.shape[-1]
     if tall:  # the Gram matrix is formed on the short side
         x = x.transpose(-2, -1).contiguous()

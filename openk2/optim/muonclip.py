@@ -91,7 +91,11 @@ class MuonClip(torch.optim.Optimizer):
     ) -> MuonClip | AdamWBaseline:
         """The optimizer that a run's `optim` section asks for."""
         betas = (config.adam_beta1, config.adam_beta2)
-        adam = {"adam_betas": betas, "adam_eps": config.adam_eps, "adam_grad_clip": config.adam_grad_clip}
+        adam: dict[str, Any] = {
+            "adam_betas": betas,
+            "adam_eps": config.adam_eps,
+            "adam_grad_clip": config.adam_grad_clip,
+        }
         if config.name == "adamw":
             return AdamWBaseline(specs, lr=config.lr, weight_decay=config.weight_decay, **adam)
         return cls(

@@ -7,9 +7,11 @@ further phases of the same loop.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from openk2.chat.tokenizer import Tokenizer
@@ -27,15 +29,13 @@ from openk2.train.session import fresh_model, make_optimizer, open_run
 from openk2.train.validation import mean_loss
 
 STAGE = "pretrain"
-VALIDATION_ROWS = 32  # rows of each domain looked at during training; the evaluation stage reads them all
+VALIDATION_ROWS = 32  # rows of each domain looked at while training; the evaluation stage reads them all
 
 
 def pretrain(config: PretrainConfig, path: Path, console: Console) -> tuple[Model, Tokenizer]:
     """Run or resume pre-training in the folder `path`; returns the trained model and its tokenizer."""
     train = config.train
-    folder, dtype = open_run(
-        path, to_dict(config), stage=STAGE, seed=train.seed, dtype=train.dtype, console=console
-    )
+    folder, dtype = open_run(path, to_dict(config), stage=STAGE, seed=train.seed, dtype=train.dtype, console=console)
     with folder:
         tokenizer, manifest = _text(config, path, console)
         torch.manual_seed(train.seed)
@@ -57,7 +57,7 @@ def pretrain(config: PretrainConfig, path: Path, console: Console) -> tuple[Mode
             source=lambda step: StepInput(supervised(loader.next_batch(), micro_rows)),
             cursor=loader.state_dict,
             restore=loader.load_state_dict,
-            evaluate=_validation(model, path / "data", manifest, train.sequence_length, micro_rows),
+            evaluate=_validation(model, path / "data", manifest, tokenizer, train.sequence_length, micro_rows),
             eval_every=train.eval_every,
             flops_per_token=plan_flops(config.model, context=train.sequence_length).training,
             bytes_per_token=_bytes_per_token(manifest),
@@ -86,17 +86,20 @@ def _bytes_per_token(manifest: Manifest) -> float:
 
 
 def _validation(
-    model: Model, data: Path, manifest: Manifest, sequence_length: int, rows: int
+    model: Model, data: Path, manifest: Manifest, tokenizer: Tokenizer, sequence_length: int, rows: int
 ) -> Callable[[], Mapping[str, float]] | None:
-    """Mean loss per domain over its first held-out rows."""
+    """Bits per byte by domain over its first held-out rows, "bpb.DOMAIN"."""
     if not manifest.validation_domains:
         return None
+    lengths = np.array([len(tokenizer.token_bytes(row)) for row in range(tokenizer.vocab_size)])
 
     def evaluate() -> dict[str, float]:
-        losses = {}
+        found = {}
         for domain in manifest.validation_domains:
-            batches = validation_batches(data, domain, sequence_length, rows, VALIDATION_ROWS)
-            losses[domain] = mean_loss(model, batches)
-        return losses
+            batches = list(validation_batches(data, domain, sequence_length, rows, VALIDATION_ROWS))
+            targets = np.concatenate([batch.targets[batch.targets >= 0] for batch in batches])
+            nats = mean_loss(model, batches) * len(targets)
+            found[f"bpb.{domain}"] = nats / math.log(2) / float(lengths[targets].sum())
+        return found
 
     return evaluate

@@ -36,7 +36,13 @@ class Chat:
         context_length: int,
         out: TextIO = sys.stdout,
     ) -> None:
-        self.generate, self.codec, self.params, self.context_length, self.out = generate, codec, params, context_length, out
+        self.generate, self.codec, self.params, self.context_length, self.out = (
+            generate,
+            codec,
+            params,
+            context_length,
+            out,
+        )
         self.environment = open_environment(Task(id="chat", domain="chat", system=system, tools=tuple(tools), turns=()))
         self.system: list[Message] = [{"role": "system", "content": system}] if system else []
         self.messages: list[Message] = []

@@ -107,7 +107,9 @@ def fit(plan: Plan, model: Model, optimizer: MuonClip, folder: Path, console: Co
             if plan.evaluate and plan.eval_every and (done % plan.eval_every == 0 or done == plan.steps):
                 extra |= {f"val_{name}": value for name, value in plan.evaluate().items()}
             elapsed = time.perf_counter() - started
-            record = _record(plan, done, result, seconds, peak, lr, extra, elapsed / (done - begun) * (plan.steps - done))
+            record = _record(
+                plan, done, result, seconds, peak, lr, extra, elapsed / (done - begun) * (plan.steps - done)
+            )
             metrics.write(record)
             console.line(step_line(record, plan.steps))
             if ctrl_c.pressed:

@@ -15,14 +15,16 @@ from openk2.config.run import OptimConfig
 from openk2.model.model import Model
 from openk2.observe.console import Console
 from openk2.observe.run_folder import RunFolder
-from openk2.optim.audit import audit, totals
 from openk2.ops.fused import fusion_available, set_fusion
+from openk2.optim.audit import audit, totals
 from openk2.optim.muonclip import MuonClip
 from openk2.train.precision import DTYPES, choose_dtype
 from openk2.version import __version__
 
 
-def open_run(path: Path, config: Mapping[str, Any], *, stage: str, seed: int, dtype: str, console: Console) -> tuple[RunFolder, torch.dtype]:
+def open_run(
+    path: Path, config: Mapping[str, Any], *, stage: str, seed: int, dtype: str, console: Console
+) -> tuple[RunFolder, torch.dtype]:
     """Lock the folder, record what runs in it, settle the dtype; the caller closes the folder."""
     folder = RunFolder.open(
         path,

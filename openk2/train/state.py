@@ -11,7 +11,9 @@ from openk2.optim.muonclip import MuonClip
 def pack(model: Model, optimizer: MuonClip, cursor: dict[str, Any]) -> dict[str, Any]:
     """A checkpoint's content. Buffers (the router biases) are part of the model's state."""
     states = {
-        spec.name: dict(optimizer.state[spec.parameter]) for spec in optimizer.specs if spec.parameter in optimizer.state
+        spec.name: dict(optimizer.state[spec.parameter])
+        for spec in optimizer.specs
+        if spec.parameter in optimizer.state
     }
     return {"model": model.state_dict(), "optimizer": states, "cursor": cursor}
 

@@ -216,7 +216,7 @@ def test_a_manifest_entry_that_is_missing(tmp_path):
 
 # --- interrupted and failed writes ---
 
-POINTS = ("fsync", "rename", "save_file", "mkdir", "rmtree")
+POINTS = ("fsync", "rename", "save_file", "mkdir", "rmtree", "unlink")
 
 
 def break_at(monkeypatch, point: str, nth: int, failure) -> None:
@@ -227,6 +227,7 @@ def break_at(monkeypatch, point: str, nth: int, failure) -> None:
         "save_file": (native, "save_file"),
         "mkdir": (Path, "mkdir"),
         "rmtree": (shutil, "rmtree"),
+        "unlink": (os, "unlink"),  # in the middle of a removal
     }[point]
     original, calls = getattr(module, name), [0]
 
@@ -265,7 +266,7 @@ def test_a_failed_write_leaves_the_earlier_steps(tmp_path, monkeypatch, point, n
 @pytest.mark.parametrize("point", POINTS)
 def test_kill_at_every_point_of_saving(tmp_path, monkeypatch, point):
     """The process is killed at the nth call, for every n there is; what loads is the old state or the new one."""
-    for nth in range(1, 12):
+    for nth in range(1, 16):
         shutil.rmtree(tmp_path)
         for step in (1, 2):
             save_checkpoint(tmp_path, step, small(step))
@@ -281,6 +282,8 @@ def test_kill_at_every_point_of_saving(tmp_path, monkeypatch, point):
         step, state = load_latest(tmp_path)
         assert any(same(state, small(value)) for value in ((2, 22) if step == 2 else (3,))), (point, nth)
         assert not [name for name in names(tmp_path) if name.endswith(".tmp")], (point, nth)
+        for name in names(tmp_path):
+            load_step(tmp_path, int(name.removeprefix("step-")))  # older ones too are whole or gone
         save_checkpoint(tmp_path, 4, small(4), keep=1)
         assert names(tmp_path) == ["step-000004"]
         if not killed:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from openk2.ops import attention, cross_entropy
-from openk2.ops.attention import QUERY_BLOCK, document_attention, exact_max_scores, reference_attention
+from openk2.ops.attention import QUERY_BLOCK, document_attention, exact_peak_scores, reference_attention
 from openk2.ops.cross_entropy import linear_log_prob, reference_log_prob
 from openk2.ops.experts import reference_experts, routed_experts
 from openk2.ops.fused import rms_norm, rotate, swiglu_backward, swiglu_forward, swiglu_mlp
@@ -98,11 +98,11 @@ def test_maximum_scores_are_those_of_the_explicit_matrix(length):
     k[:, 1] = k[:, 1].abs()  # every score of head 1 is negative: a maximum that started at 0 would hide them
     explicit = reference_attention(q.double(), k.double(), v.double(), starts, 0.3)[1]
     assert bool((explicit[:, 1] < 0).all())
-    for found in (document_attention(q, k, v, starts, 0.3)[1], exact_max_scores(q, k, starts, 0.3)):
+    for found in (document_attention(q, k, v, starts, 0.3)[1], exact_peak_scores(q, k, starts, 0.3)):
         torch.testing.assert_close(found, explicit.float(), rtol=1e-6, atol=1e-6)
 
     q16, k16, v16 = q.bfloat16(), k.bfloat16(), v.bfloat16()
-    exact = exact_max_scores(q16, k16, starts, 0.3)
+    exact = exact_peak_scores(q16, k16, starts, 0.3)
     explicit = reference_attention(q16.double(), k16.double(), v16.double(), starts, 0.3)[1]
     torch.testing.assert_close(exact, explicit.float(), rtol=1e-6, atol=1e-6)
     rounded = document_attention(q16, k16, v16, starts, 0.3)[1]

@@ -61,7 +61,14 @@ class Trust:
 
 
 def rank_rewards(
-    groups: Sequence[Sequence[Rollout]], *, pairs_per_group: int, rubrics: Sequence[str], score: Score, codec: Codec, trust: Trust, rng: random.Random
+    groups: Sequence[Sequence[Rollout]],
+    *,
+    pairs_per_group: int,
+    rubrics: Sequence[str],
+    score: Score,
+    codec: Codec,
+    trust: Trust,
+    rng: random.Random,
 ) -> list[list[float]]:
     """Each sample's mean win over the pairs it was in, from -1 to 1 (0: in none); `trust` is brought up to date."""
     questions: list[tuple[int, int, int]] = []  # group, sample, sample
@@ -96,6 +103,6 @@ def _ask(first: Rollout, second: Rollout, rubric: str, codec: Codec) -> list[int
 def _first_place_margins(prompts: Sequence[list[int]], score: Score, codec: Codec) -> list[float]:
     """log p("A") - log p("B") as the next token of each prompt."""
     letters = [codec.tokenizer.encode(choice)[0] for choice in CHOICES]
-    found = score([prompt + [letter] for prompt in prompts for letter in letters])
+    found = score([[*prompt, letter] for prompt in prompts for letter in letters])
     last = [float(log_probs[-1]) for log_probs in found]
     return [a - b for a, b in zip(last[0::2], last[1::2], strict=True)]

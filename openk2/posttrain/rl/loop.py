@@ -128,7 +128,9 @@ class Trainer:
         paired = zip(verified, wins, strict=True)
         return [[r + weight * w for r, w in zip(rs, ws, strict=True)] for rs, ws in paired], wins
 
-    def _policy_batches(self, groups: Sequence[Sequence[Rollout]], rewards: Sequence[Sequence[float]]) -> list[MicroBatch]:
+    def _policy_batches(
+        self, groups: Sequence[Sequence[Rollout]], rewards: Sequence[Sequence[float]]
+    ) -> list[MicroBatch]:
         rollouts = [rollout for group in groups for rollout in group]
         flat = torch.tensor([reward for group in rewards for reward in group], dtype=torch.float32)
         owners = torch.tensor([index for index, group in enumerate(groups) for _ in group])
@@ -137,7 +139,9 @@ class Trainer:
         length = self.policy.config.max_position_embeddings
         longest = max(len(rollout.ids) for rollout in rollouts)
         packed = pack_examples(
-            [(rollout.ids, rollout.sampled) for rollout in rollouts], min(max(512, longest), length), self.codec.tokenizer.pad_id
+            [(rollout.ids, rollout.sampled) for rollout in rollouts],
+            min(max(512, longest), length),
+            self.codec.tokenizer.pad_id,
         )
         rows = max(1, self.config.micro_batch_tokens // packed.batch.input_ids.shape[1])
         self.mismatch.clear()

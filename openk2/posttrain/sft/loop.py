@@ -26,7 +26,14 @@ from openk2.train.validation import mean_loss
 
 
 def sft(
-    config: SFTConfig, base: Model, codec: Codec, dialogues: list[Dialogue], path: Path, console: Console, *, stage: str = "sft"
+    config: SFTConfig,
+    base: Model,
+    codec: Codec,
+    dialogues: list[Dialogue],
+    path: Path,
+    console: Console,
+    *,
+    stage: str = "sft",
 ) -> None:
     """Fine-tune `base` in place in the run folder `path`, or resume doing so."""
     train = config.train

@@ -88,7 +88,7 @@ def _toolset(rng: random.Random) -> tuple[str, ...]:
         chosen = ["set_note", "get_note"]
     else:
         chosen = [rng.choice(list(TOOL_WEIGHTS))]
-    size = max(len(chosen), rng.choices((1, 2, 3), (0.25, 0.45, 0.30))[0])
+    size = max(len(chosen), rng.choices((1, 2, 3), (0.40, 0.42, 0.18))[0])
     others = [tool for tool in TOOL_WEIGHTS if tool not in chosen]
     chosen += rng.sample(others, size - len(chosen))
     rng.shuffle(chosen)

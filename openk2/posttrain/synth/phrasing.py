@@ -23,6 +23,7 @@ from collections.abc import Mapping
 Node = str | tuple[str, str] | list["Alternative"]
 Alternative = list[Node]
 
+BOUND = ("core", "given", "ask")  # names that a frame leaves to `expand`'s caller
 _TOKEN = re.compile(r"<([a-z_.]+)>|([\[\]|])")
 _SLOT = re.compile(r"\{(\w+)\}")
 
@@ -31,7 +32,7 @@ class Grammar:
     """Tables of alternatives, parsed once; `expand` draws from them."""
 
     def __init__(self, tables: Mapping[str, str]) -> None:
-        """`tables` maps a name to lines of alternatives. `<core>` is bound at `expand`.
+        """`tables` maps a name to lines of alternatives. The names in `BOUND` may be left to `expand`.
 
         Raises ValueError where a line names a table that does not exist or leaves a bracket open.
         """
@@ -71,7 +72,7 @@ class Grammar:
 
     def _check(self, name: str, alternative: Alternative) -> None:
         for node in alternative:
-            if isinstance(node, tuple) and node[1] != "core" and node[1] not in self._tables:
+            if isinstance(node, tuple) and node[1] not in BOUND and node[1] not in self._tables:
                 raise ValueError(f"phrase table {name}: saw <{node[1]}>, expected one of the tables that exist")
             if isinstance(node, list):
                 for inner in node:

@@ -1,7 +1,7 @@
 """tools -> agents + tasks -> simulate -> judge -> filter, K2's agentic data synthesis made small.
 
 `synthesise` writes `trajectories.jsonl` (the tool dialogues that the judge
-passed, then a slice of plain ones) and `manifest.json`. Both are written aside
+passed, then plain ones, then pairs for the critic) and `manifest.json`. Both are written aside
 and renamed, the manifest last, so a folder with a manifest is complete; the
 same config gives the same bytes. Left out: sharding, and teachers that are
 models (`Teacher` shows what one has to answer).
@@ -22,6 +22,7 @@ from openk2.config.run import SynthConfig
 from openk2.observe.files import write_atomic
 from openk2.posttrain.synth.agents import roster
 from openk2.posttrain.synth.judge import Verdict, judge
+from openk2.posttrain.synth.preferences import make_preference
 from openk2.posttrain.synth.simulate import Dialogue, simulate
 from openk2.posttrain.synth.tasks import Made, make_plain, make_task
 from openk2.posttrain.synth.teacher import Teacher
@@ -45,12 +46,17 @@ def synthesise(config: SynthConfig, out: Path, progress: Progress | None = None)
     out.mkdir(parents=True, exist_ok=True)
     (out / MANIFEST).unlink(missing_ok=True)
     num_plain = round(config.attempts * config.plain_fraction)
-    total = config.attempts + num_plain
+    num_critiques = round(config.attempts * config.critique_fraction)
+    total = config.attempts + num_plain + num_critiques
     tally = _Tally()
     for index in range(total):
-        plain = index >= config.attempts
-        made = make_plain(config.seed, index - config.attempts) if plain else make_task(config.seed, index)
-        _attempt(made, config, tally, kind="plain" if plain else "tool")
+        if index < config.attempts:
+            _attempt(make_task(config.seed, index), config, tally, kind="tool")
+        elif index < config.attempts + num_plain:
+            _attempt(make_plain(config.seed, index - config.attempts), config, tally, kind="plain")
+        else:
+            # Tasks beyond those attempted above: what the critic sees is not what the policy was shown.
+            _attempt_preference(make_task(config.seed, index), config, tally)
         if progress is not None and ((index + 1) % _PROGRESS_EVERY == 0 or index + 1 == total):
             progress(index + 1, total)
     text = "".join(tally.lines)
@@ -80,7 +86,7 @@ class _Tally:
 def _attempt(made: Made, config: SynthConfig, tally: _Tally, kind: str) -> None:
     """Simulate and judge one task, and keep the dialogue or count why not."""
     task = made.task
-    teacher = Teacher(task, made.replies, random.Random(f"teacher/{task.id}"), config.max_error_rate)
+    teacher = Teacher(task, made.replies, random.Random(f"teacher/{task.id}"), config.error_rate)
     dialogue = simulate(task, teacher.reply)
     verdict = judge(task, dialogue)
     key = _fingerprint(task, dialogue)
@@ -98,6 +104,17 @@ def _attempt(made: Made, config: SynthConfig, tally: _Tally, kind: str) -> None:
     tally.turns[len(task.turns)] += 1
     tally.agents.add((task.system, task.tools))
     tally.lines.append(json.dumps(_record(task, dialogue, verdict, config.seed, kind), ensure_ascii=False) + "\n")
+
+
+def _attempt_preference(made: Made, config: SynthConfig, tally: _Tally) -> None:
+    tally.attempted["critique"] += 1
+    messages = make_preference(made)
+    if messages is None:
+        tally.rejected["undecided pair"] += 1
+        return
+    tally.kept["critique"] += 1
+    line = {"id": f"critique-{made.task.id}", "messages": messages, "tools": [], "seed": config.seed, "kind": "critique"}
+    tally.lines.append(json.dumps(line, ensure_ascii=False) + "\n")
 
 
 def _record(task: Task, dialogue: Dialogue, verdict: Verdict, seed: int, kind: str) -> dict[str, Any]:
@@ -152,5 +169,5 @@ def _check(config: SynthConfig) -> None:
         raise ValueError(f"synth.attempts: saw {config.attempts}, expected at least 1")
     if config.plain_fraction < 0:
         raise ValueError(f"synth.plain_fraction: saw {config.plain_fraction}, expected 0 or more")
-    if not 0 <= config.max_error_rate <= 1:
-        raise ValueError(f"synth.max_error_rate: saw {config.max_error_rate}, expected 0 to 1")
+    if not 0 <= config.error_rate <= 1:
+        raise ValueError(f"synth.error_rate: saw {config.error_rate}, expected 0 to 1")

@@ -20,6 +20,7 @@ from openk2.posttrain.synth import kinds, talk
 from openk2.posttrain.synth.agents import Agent, agents_with, plain_prompt
 from openk2.posttrain.synth.kinds import KINDS, TOOL_WEIGHTS, Ask, World
 from openk2.posttrain.synth.phrases import GRAMMAR
+from openk2.posttrain.synth.phrases.given import SHARED_ASK, SHARED_GIVEN
 from openk2.posttrain.synth.phrasing import fill, style
 from openk2.posttrain.synth.rubric import rubric_of
 from openk2.posttrain.synth.split import Draw
@@ -29,7 +30,9 @@ Planned = tuple[str, Ask | talk.Talk]  # a template and what it asks
 
 TWO_TURN_SHARE = 0.27
 TALK_SHARE = 0.08  # of the tasks that open with a turn that needs no tool
-_FORMS = {"q": 3.0, "imp": 2.5, "emb": 2.0, "np": 2.5, "full": 3.0}
+_FORMS = {"q": 3.0, "imp": 2.5, "emb": 2.0, "np": 2.5, "full": 3.0, "tele": 1.0}
+_GIVEN_WEIGHT = 3.0
+_COLUMN_SHARE = 0.35
 
 
 @dataclass(frozen=True)
@@ -105,13 +108,19 @@ def phrase(kind: str, slots: Sequence[str], rng: random.Random, *, again: str = 
     """A template for this kind of request. `again` is "" in a first turn, "next" later on, "same" for an ellipsis."""
     if again == "same" and f"{kind}.again" in GRAMMAR:
         return style(GRAMMAR.expand("frame.again", rng, {"core": f"{kind}.again"}), rng)
-    forms = {f"{kind}.{form}": weight for form, weight in _FORMS.items() if f"{kind}.{form}" in GRAMMAR}
-    column = f"cell_{slots[0]}.full" if kind == "cell" and slots else ""
-    if column in GRAMMAR:
-        forms[column] = 4.0
-    table = rng.choices(list(forms), list(forms.values()))[0]
-    bind = {"core": table, **({"open": "open_again"} if again else {})}
-    return style(GRAMMAR.expand("frame." + table.rpartition(".")[2], rng, bind), rng)
+    forms = {form: weight for form, weight in _FORMS.items() if f"{kind}.{form}" in GRAMMAR}
+    bind = {"given": SHARED_GIVEN.get(kind, f"{kind}.given"), "ask": SHARED_ASK.get(kind, f"{kind}.ask")}
+    if bind["given"] in GRAMMAR and bind["ask"] in GRAMMAR:
+        forms["given"] = _GIVEN_WEIGHT
+    form = rng.choices(list(forms), list(forms.values()))[0]
+    own = f"cell_{slots[0]}.full" if kind == "cell" and slots else ""
+    if own in GRAMMAR and rng.random() < _COLUMN_SHARE:  # what people say for this column only
+        form, bind["core"] = "full", own
+    else:
+        bind["core"] = f"{kind}.{form}"
+    if again:
+        bind["open"] = "open_again"
+    return style(GRAMMAR.expand(f"frame.{form}", rng, bind), rng)
 
 
 def _plan(draw: Draw, world: World, agent: Agent, tool: str) -> list[Planned]:

@@ -19,7 +19,9 @@ from openk2.protocols import ExpectedCall, Message, Task
 
 ERRORS = ("wrong_tool", "wrong_arguments", "wrong_answer", "no_call", "extra_call", "bad_json")
 _OPERATOR_WORDS = {"+": "plus", "-": "minus", "*": "times", "/": "divided by"}
-_AUTHOR = re.compile(r"\b(?:who|author)\b", re.IGNORECASE)
+_AUTHOR = re.compile(
+    r"\b(?:who|a[uthor]{4,6})\b", re.IGNORECASE
+)  # the word also with a letter doubled, lost or swapped
 
 
 class Teacher:
@@ -121,7 +123,7 @@ _WORDINGS: dict[str, Callable[[Mapping[str, Any], str, str], str]] = {
     "date_add": lambda arguments, result, user: f"It is {result}.",
     "days_between": lambda arguments, result, user: f"That is {result} days.",
     "weekday": lambda arguments, result, user: f"It is a {result}.",
-    "convert_units": lambda a, result, user: f"{a['value']} {a['from_unit']} is {result} {a['to_unit']}.",
+    "convert_units": lambda arguments, result, user: f"That is {result} {arguments['to_unit']}.",
     "set_note": lambda arguments, result, user: "Saved.",
     "get_note": lambda arguments, result, user: f"The note says: {result}.",
     "sql_query": _queried,
@@ -141,9 +143,10 @@ def spoil(arguments: Mapping[str, Any], rng: random.Random) -> dict[str, Any]:
 
 def change_value(text: str, rng: random.Random) -> str:
     """The text with its last number changed, or its last word where it has none."""
-    number = re.search(r"\d+(?=\D*$)", text)
+    # The whole part of a decimal: 8.1 and 8.10 would be no change.
+    number = re.search(r"\d+(?=(?:\.\d+)?\D*$)", text)
     if number:
-        other = str(int(number[0]) + rng.randint(1, 9))
+        other = str(int(number[0]) + rng.randint(1, 9)).zfill(len(number[0]))
         return text[: number.start()] + other + text[number.end() :]
     word = re.search(r"\w+(?=\W*$)", text)
     assert word is not None

@@ -42,6 +42,12 @@ def test_every_deliberate_error_is_rejected() -> None:
     assert min(caught.values()) > 50
 
 
+def test_every_held_out_task_can_be_solved() -> None:
+    for index in range(400):
+        _, verdict = play(make_task(4, index, held_out=True))
+        assert verdict.passed, verdict
+
+
 def _silent(made: Made) -> Callable[[list[Message]], Message]:
     return lambda messages: {"role": "assistant", "content": ""}
 

@@ -17,7 +17,7 @@ from openk2.posttrain.synth.kinds import TOOL_WEIGHTS
 from openk2.protocols import task_from_dict
 
 Synthesised = tuple[Path, dict[str, Any], list[dict[str, Any]]]
-CONFIG = SynthConfig(attempts=600, plain_fraction=0.2, max_error_rate=0.1, seed=5)
+CONFIG = SynthConfig(attempts=600, plain_fraction=0.2, error_rate=0.1, seed=5)
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def test_progress_reaches_the_total(tmp_path: Path) -> None:
     [
         ({"attempts": 0}, "synth.attempts: saw 0"),
         ({"plain_fraction": -1.0}, "synth.plain_fraction: saw -1.0"),
-        ({"max_error_rate": 2.0}, "synth.max_error_rate: saw 2.0"),
+        ({"error_rate": 2.0}, "synth.error_rate: saw 2.0"),
     ],
 )
 def test_impossible_configs_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:

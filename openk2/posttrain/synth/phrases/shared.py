@@ -20,6 +20,8 @@ TABLES = {
         [my|the|our] question is[:| this:] <core>?
         if [I may ask|you know|you do not mind|it is no trouble], <core>?
         [ok|so|and|well|then|now|hmm] <core>?
+        <core>? <context_after>
+        <open> <context> <core>?
         <core>? [<asker> wants to know.|<asker> asked me.|<asker> would like to know.]
     """,
     "frame.imp": """
@@ -41,6 +43,8 @@ TABLES = {
         <open> [can|could] you <core>?
         <context> <core>.
         <context> [please|can you|could you] <core>.
+        <core>. <context_after>
+        <context> <core>. <close>
         <core>. <close>
         <open> [please|] <core>. <close>
     """,
@@ -125,6 +129,12 @@ TABLES = {
         I am [at work|at home|at school|on the bus|in a shop|in a hurry|on the phone|in a meeting|lost|stuck][.|, so]
         [before I go|before lunch|while I wait|just to be sure|to be safe|to be clear|if you have a minute|when you can],
         I [tried it|lost my phone|have no paper|cannot do it|cannot find it|am not good at this|did not sleep][.|, so]
+    """,
+    "context_after": """
+        <asker> [asked me this|wants to know|needs this|is asking].
+        I am [doing|checking|writing|planning|preparing|working on] <thing_of>.
+        [this is|it is] for <thing_of>.
+        I am [at work|at home|at school|on the bus|in a shop|on the phone|in a meeting|lost|stuck].
     """,
     "thing_of": """
         [my|our|a|the] [homework|bill|report|letter|trip|list|plan|party|test|lesson|game|project|shop|garden|house|holiday|order]
