@@ -22,7 +22,10 @@ ConfigT = TypeVar("ConfigT")
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse, with its complaints on one line."""
+    """argparse, with its complaints on one line and without abbreviated options."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{**options, "allow_abbrev": False})
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{self.prog}: {message}; see {self.prog} --help")
@@ -30,6 +33,9 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
+    # Threads that wait by spinning take the processor from whoever they wait for as soon as anything else runs here:
+    # ten times slower beside one busy process. Read by OpenMP when torch is loaded, which no import above does.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         parser = _build_parser()
         arguments, rest = parser.parse_known_args(argv)

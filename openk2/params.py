@@ -30,8 +30,7 @@ def build_on_meta(config: ModelConfig) -> Model:
 def count(preset: str, context: int) -> dict[str, Any]:
     """Figures of a preset. Raises ValueError for an unknown one."""
     if preset not in MODEL_PRESETS:
-        near = nearest_name(preset, list(MODEL_PRESETS))
-        hint = f"; did you mean {near}?" if near else ""
+        hint = nearest_name(preset, list(MODEL_PRESETS))
         raise ValueError(f"params: saw {preset!r}, expected one of {', '.join(MODEL_PRESETS)}{hint}")
     config = MODEL_PRESETS[preset]
     model = build_on_meta(config)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from openk2.checkpoint.native import load_latest
 from openk2.observe.console import Console
+from openk2.recipes import pretrain_recipe
 
 STAGES = ("pretrain", "sft", "rl")
 _POLL_S = 0.02
@@ -36,6 +37,7 @@ def verify(preset: str, stages: Sequence[str], steps: int, out: Path | None, con
         raise ValueError(f"--stages: saw {unknown[0]!r}, expected some of {', '.join(STAGES)}")
     if steps < 2:
         raise ValueError(f"--steps: saw {steps}, expected at least 2, to be killed between")
+    pretrain_recipe(preset)  # an unknown one is refused before anything starts
     with tempfile.TemporaryDirectory() as temporary:
         folder = out or Path(temporary)
         results = {}

@@ -37,7 +37,10 @@ def read_dialogues(path: Path | str, *, validation_share: float = 0.02) -> list[
         lines = path.read_bytes().splitlines()
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}, expected a readable JSONL file of dialogues") from None
-    found = [_dialogue(line, number, validation_share) for number, line in enumerate(lines, 1) if line.strip()]
+    try:
+        found = [_dialogue(line, number, validation_share) for number, line in enumerate(lines, 1) if line.strip()]
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     if not found:
         raise ValueError(f"{path}: saw no dialogues, expected one JSON object a line")
     return found
@@ -46,7 +49,7 @@ def read_dialogues(path: Path | str, *, validation_share: float = 0.02) -> list[
 def _dialogue(line: bytes, number: int, validation_share: float) -> Dialogue:
     try:
         value = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"line {number}: saw broken JSON ({error}), expected one JSON object a line") from None
     messages, tools = validate_chat(value, number)
     task = task_from_dict(value["task"]) if "task" in value and value.get("kind") == "tool" else None

@@ -154,13 +154,16 @@ def _package_files(package: str, pattern: str) -> list[Path]:
 
 # Other people's packages, generated documentation, and fixtures that are data rather than code.
 _NOT_CODE = {"site-packages", "dist-packages", "pydoc_data", "__pycache__", "data", "tokenizedata", "cjkencodings"}
+# The library's own tests: many distributions do not install them, and where they are they make up two thirds of the
+# bytes, one pattern repeated (xz -9e packs a sample with them to 1.48 bits per byte, without them to 1.81).
+_TESTS = {"test", "tests", "idle_test"}
 _LONGEST_LINE = 1_000  # characters; longer ones are tables
 _GENERATED = re.compile(r"generated (?:from|and used|automatically)|auto-?(?:matically )?generated|do not edit", re.I)
 
 
 def _stdlib_files() -> list[Path]:
     root = Path(sysconfig.get_path("stdlib"))
-    return [p for p in sorted(root.rglob("*.py")) if _NOT_CODE.isdisjoint(p.relative_to(root).parts)]
+    return [p for p in sorted(root.rglob("*.py")) if (_NOT_CODE | _TESTS).isdisjoint(p.relative_to(root).parts)]
 
 
 def _read_stdlib(files: list[Path], reading: Reading) -> None:

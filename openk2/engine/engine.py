@@ -49,6 +49,8 @@ class Engine:
         *,
         on_token: Callable[[int, int], None] | None = None,
     ) -> list[Completion]:
+        if params.max_new_tokens < 1:
+            raise ValueError(f"engine: saw max_new_tokens {params.max_new_tokens}, expected at least 1")
         limits = [self._room(len(prompt), params.max_new_tokens) for prompt in prompts]
         if not prompts:
             return []

@@ -15,6 +15,11 @@ class Sampler:
     """
 
     def __init__(self, num_sequences: int, max_draws: int, *, temperature: float, top_p: float, seed: int) -> None:
+        if not (temperature >= 0 and 0 < top_p <= 1):
+            raise ValueError(
+                f"sampler: saw temperature {temperature} and top_p {top_p}, "
+                "expected temperature at least 0 and top_p above 0 and at most 1"
+            )
         self.temperature, self.top_p = temperature, top_p
         streams = [np.random.Generator(np.random.Philox(key=[seed, i])) for i in range(num_sequences)]
         self._uniform = torch.from_numpy(np.stack([stream.random(max_draws) for stream in streams]))

@@ -16,7 +16,12 @@ from decimal import Decimal
 from openk2.environments.dates import WEEKDAYS
 
 # A date, a number, or a version or time; "-" is a sign only where nothing stands before it ("12-5" is 12 and 5).
-_ATOM = re.compile(r"\d{4}-\d{2}-\d{2}(?!\d)|(?:(?<![\w)\]])-)?\d+(?:[.:]\d+)*")
+_ATOM = re.compile(
+    r"\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01])(?!\d)"  # "1000-25-40" is a subtraction
+    r"|(?:(?<![\w)\]])-)?\d+(?:[.:]\d+)*"
+)
+# A digit in a word that begins with a letter is part of a name (openk2, gpt4.5), except for a version's "v" (v1.2).
+_NAME = re.compile(r"(?<!\w)(?!v\d)[^\W\d]\w*(?:(?<=\d)[.:]\d+)*")
 _THOUSANDS = re.compile(r"(?<![\d.,])(\d{1,3}(?:,\d{3})+)(?![\d,]*\d)")
 _PLAIN = re.compile(r"-?\d+(?:\.\d+)?")
 _CLASSES = (WEEKDAYS, ("yes", "no"), ("true", "false"))
@@ -57,8 +62,8 @@ def hedges(answer: str, text: str, sources: Iterable[str], classes: Iterable[Ite
 
 
 def atoms(text: str) -> set[Atom]:
-    """The numbers (as values) and the dates, versions and times (as text) in a text."""
-    found = _ATOM.findall(normalise(text))
+    """The numbers (as values) and the dates, versions and times (as text) in a text; names hold none."""
+    found = _ATOM.findall(_NAME.sub("_", normalise(text)))  # the "_" keeps a "-" after a name from being a sign
     return {Decimal(atom) if _PLAIN.fullmatch(atom) else atom for atom in found}
 
 

@@ -202,9 +202,9 @@ class AdamWBaseline(MuonClip):
     """Every parameter through AdamW: the baseline that MuonClip is measured against."""
 
     def __init__(self, specs: Iterable[ParameterSpec], *, lr: float, weight_decay: float, **adam: Any) -> None:
-        self.specs = list(specs)
+        self.specs = [ParameterSpec(spec.name, spec.parameter, "adamw", spec.role) for spec in specs]
         self.qk_groups, self.qk_clip_tau = (), None
-        self._spec_of = {id(s.parameter): ParameterSpec(s.name, s.parameter, "adamw", s.role) for s in self.specs}
+        self._spec_of = {id(spec.parameter): spec for spec in self.specs}
         group = {
             "params": [s.parameter for s in self.specs],
             "route": "adamw",

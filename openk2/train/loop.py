@@ -100,9 +100,6 @@ def fit(plan: Plan, model: Model, optimizer: MuonClip, folder: Path, console: Co
             )
             seconds = time.perf_counter() - begin
             done = step + 1
-            last = done == plan.steps or ctrl_c.pressed
-            if last or done % plan.checkpoint_every == 0:
-                save_checkpoint(folder / "checkpoints", done, pack(model, optimizer, plan.cursor()))
             extra = {**given.extra, **(plan.after() if plan.after else {})}
             if plan.evaluate and plan.eval_every and (done % plan.eval_every == 0 or done == plan.steps):
                 extra |= {f"val_{name}": value for name, value in plan.evaluate().items()}
@@ -112,7 +109,11 @@ def fit(plan: Plan, model: Model, optimizer: MuonClip, folder: Path, console: Co
             )
             metrics.write(record)
             console.line(step_line(record, plan.steps))
-            if ctrl_c.pressed:
+            stop = ctrl_c.pressed
+            # After the record: killed in between, the step is taken again; the other way round its record were lost.
+            if stop or done == plan.steps or done % plan.checkpoint_every == 0:
+                save_checkpoint(folder / "checkpoints", done, pack(model, optimizer, plan.cursor()))
+            if stop:
                 raise Interrupted(f"{plan.stage}: stopped at step {done}, saved in {folder}; the same command goes on")
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
 import pytest
 from tool_dialogues import GOLD_TASKS, PEOPLE, calls_message, gold_script, play, task
 
-from openk2.environments.answers import hedges, states
+from openk2.environments.answers import atoms, hedges, states
 from openk2.environments.equivalence import same_call
 from openk2.environments.grading import FAILURES, grade
 from openk2.protocols import ExpectedCall, Message, Outcome, Task, Turn
@@ -268,11 +269,45 @@ def test_order_counts_only_where_it_is_asked_for() -> None:
         ("Blue Heron 7", "the wifi is  blue\nheron 7!", True),
         ("art", "start", False),
         ("main", "* main", True),
+        ("2", "I am openk2.", False),
+        ("2", "item2 or gpt4.2", False),
+        ("1.2", "It is v1.2.", True),
+        ("1.4.2", "tagged release-1.4.2", True),
+        ("3", "on branch-3", True),
+        ("-3", "on branch-3", False),
+        ("-3", "on h2o-3", False),
         ("", "anything", False),
     ],
 )
 def test_stating_an_answer(answer: str, text: str, stated: bool) -> None:
     assert states(answer, text) is stated
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers", "texts"),
+    [
+        ("23-3", (23, 3), ()),
+        ("1160/8", (1160, 8), ()),
+        ("3x4 and 3*-2", (3, 4, -2), ()),
+        ("10-4-2", (10, 4, 2), ()),
+        ("1000-25-40", (1000, 25, 40), ()),  # no month is the 25th
+        ("5km, 2nd", (5, 2), ()),
+        ("2024-03-05", (), ("2024-03-05",)),
+        ("2024-03-05 at 12:30", (), ("2024-03-05", "12:30")),
+        ("release-1.4.2 of openk2, h2o and a1b2", (), ("1.4.2",)),
+        ("gpt4.5 is older than v1.2", (Decimal("1.2"),), ()),
+    ],
+)
+def test_what_counts_as_a_number(text: str, numbers: tuple[int, ...], texts: tuple[str, ...]) -> None:
+    assert atoms(text) == {*map(Decimal, numbers), *texts}
+
+
+def test_an_answer_may_repeat_a_question_written_without_spaces() -> None:
+    minus = task("calculator", "What is 23-3?", {"expression": "23-3"}, "20")
+    assert graded(minus, calls_message([("calculator", {"expression": "23-3"})], 0), say("23 minus 3 is 20.")).success
+    assert not hedges("145", "1160 over 8 is 145.", ["1160/8"])
+    assert not hedges("20", "I am openk2 and say 20.", [])
+    assert hedges("20", "23 minus 4 is 20.", ["What is 23-3?"])
 
 
 def test_hedging() -> None:

@@ -84,7 +84,8 @@ class Trainer:
         """One sample of every task of the pool, so that the first draws already go to hard ones."""
         rollouts = self._run(list(range(len(self.pool.tasks))), self.config.temperature_start, seed=self.config.seed)
         for index, rollout in enumerate(rollouts):
-            self.pool.record(index, float(rollout.outcome.success))
+            if _unbroken([rollout]):
+                self.pool.record(index, float(rollout.outcome.success))
 
     def _temperature(self, step: int) -> float:
         share = step / max(self.config.steps - 1, 1)
@@ -106,10 +107,13 @@ class Trainer:
         size = self.config.group_size
         indices = [index for index in drawn for _ in range(size)]
         rollouts = self._run(indices, self._temperature(step), seed=self.config.seed + 1 + step)
-        groups = [rollouts[start : start + size] for start in range(0, len(rollouts), size)]
+        groups = [_unbroken(rollouts[start : start + size]) for start in range(0, len(rollouts), size)]
+        if not any(groups):
+            raise ValueError(f"rl: saw every environment fail in step {step + 1}, expected tools that run; check them")
         for index, group in zip(drawn, groups, strict=True):
-            self.pool.record(index, sum(rollout.outcome.success for rollout in group) / size)
-        return [[rollout for rollout in group if rollout.outcome.failure != "environment"] for group in groups]
+            if group:
+                self.pool.record(index, sum(rollout.outcome.success for rollout in group) / len(group))
+        return groups
 
     def _rewards(self, step: int, groups: Sequence[Sequence[Rollout]]) -> tuple[list[list[float]], list[list[float]]]:
         verified = [[verifiable_reward(rollout, self.config) for rollout in group] for group in groups]
@@ -200,6 +204,11 @@ class Trainer:
             "critic_agreement": self.trust.agreement,
             "critic_weight": self.config.critic_weight * self.trust.weight,
         }
+
+
+def _unbroken(rollouts: Sequence[Rollout]) -> list[Rollout]:
+    """Those whose environment worked: only they say something about the policy."""
+    return [rollout for rollout in rollouts if rollout.outcome.failure != "environment"]
 
 
 def rl(

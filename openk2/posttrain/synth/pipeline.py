@@ -113,7 +113,13 @@ def _attempt_preference(made: Made, config: SynthConfig, tally: _Tally) -> None:
         tally.rejected["undecided pair"] += 1
         return
     tally.kept["critique"] += 1
-    line = {"id": f"critique-{made.task.id}", "messages": messages, "tools": [], "seed": config.seed, "kind": "critique"}
+    line = {
+        "id": f"critique-{made.task.id}",
+        "messages": messages,
+        "tools": [],
+        "seed": config.seed,
+        "kind": "critique",
+    }
     tally.lines.append(json.dumps(line, ensure_ascii=False) + "\n")
 
 

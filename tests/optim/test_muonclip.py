@@ -1,0 +1,269 @@
+"""MuonClip against torch's own optimizers, its routes, its guards, and that its state continues bit for bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from small_training import SMALL, batch, build, make_muonclip, same_tensors, silent_console, snapshot, take_step
+from torch import nn
+
+from openk2.config.run import OptimConfig
+from openk2.model.model import Model
+from openk2.optim.audit import audit, totals
+from openk2.optim.muon import newton_schulz, update_scale
+from openk2.optim.muonclip import AdamWBaseline, MuonClip
+from openk2.protocols import ParameterSpec
+from openk2.train.session import make_optimizer
+from openk2.train.state import pack, unpack
+
+
+def spec(parameter: nn.Parameter, route: str = "muon", matrices: tuple[int, int, int] | None = None) -> ParameterSpec:
+    if route == "muon" and matrices is None:
+        matrices = (1, *parameter.shape)
+    return ParameterSpec("weight", parameter, route, "mlp", matrices)
+
+
+def random(*shape: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale
+
+
+def give_gradients(model: Model, seed: int = 1) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+
+
+def cloned(states: dict[str, dict[str, torch.Tensor]]) -> dict[str, dict[str, torch.Tensor]]:
+    return {name: {key: tensor.clone() for key, tensor in state.items()} for name, state in states.items()}
+
+
+def distance_from_torchs_muon(shape: tuple[int, int], **changed: float) -> float:
+    """After ten steps with weight decay: how far the two are apart, relative to how far they went."""
+    ours, theirs = nn.Parameter(random(*shape)), nn.Parameter(random(*shape))
+    mine = MuonClip([spec(ours)], **{"lr": 0.05, "weight_decay": 0.5, **changed})
+    torchs = torch.optim.Muon([theirs], lr=0.05, weight_decay=0.5, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+    for step in range(10):
+        ours.grad = random(*shape, seed=step + 1)
+        theirs.grad = ours.grad.clone()
+        mine.step()
+        torchs.step()
+    with torch.no_grad():
+        return float((ours - theirs).norm() / (theirs - random(*shape)).norm())
+
+
+@pytest.mark.parametrize("shape", [(24, 16), (16, 24), (20, 20)], ids=["tall", "wide", "square"])
+def test_one_matrix_moves_as_with_torchs_muon(shape):
+    """The two round to bf16 at different places, which Newton-Schulz enlarges: alike to 0.5%, not to a bit."""
+    assert distance_from_torchs_muon(shape) < 0.005
+
+
+@pytest.mark.parametrize(
+    "changed", [{"weight_decay": 0.4}, {"momentum": 0.9}, {"update_rms": 0.19}, {"lr": 0.048}, {"ns_steps": 4}], ids=str
+)
+def test_the_comparison_with_torchs_muon_sees_small_differences(changed):
+    assert distance_from_torchs_muon((24, 16), **changed) > 0.01
+
+
+@pytest.mark.parametrize("factor", [1e-30, 1e-12, 1e12])
+def test_the_updates_size_does_not_follow_the_gradients(factor):
+    moved = []
+    for size in (1.0, factor):
+        weight = nn.Parameter(torch.zeros(16, 24))
+        optimizer = MuonClip([spec(weight)], lr=1.0, weight_decay=0.0)
+        for step in range(3):
+            weight.grad = random(16, 24, seed=step) * size
+            report = optimizer.step()
+        moved.append(weight.detach())
+        # Singular values lie about 1, so the RMS is near 0.2.
+        assert report.update_rms["muon.mlp"] == pytest.approx(0.2, rel=0.2)
+    assert float((moved[0] - moved[1]).norm() / moved[0].norm()) < 0.02
+
+
+def test_experts_gate_and_up_are_orthogonalised_each_by_itself():
+    """The model's stacked parameters move as their matrices would, each given to Newton-Schulz alone."""
+    model = build()
+    give_gradients(model)
+    # Very different sizes: a matrix that saw its neighbours would be dwarfed by them.
+    experts = model.layers[1].mlp.experts
+    experts.gate_up_proj.grad *= torch.logspace(-4, 4, 4)[:, None, None]
+    experts.gate_up_proj.grad[:, : SMALL.moe_intermediate_size] *= 1e3
+    dense = model.layers[0].mlp.gate_up_proj
+    dense.grad[: SMALL.intermediate_size] *= 1e3
+    cases = {dense: SMALL.intermediate_size, experts.gate_up_proj: SMALL.moe_intermediate_size, experts.down_proj: 32}
+    before = {parameter: parameter.detach().clone() for parameter in cases}
+    make_muonclip(model).step()
+    for parameter, rows in cases.items():
+        slices = parameter.grad.reshape(-1, rows, parameter.shape[-1])
+        alone = torch.cat([newton_schulz(one[None] * 1.95, 5) for one in slices]).float().view(parameter.shape)
+        scale = update_scale(rows, parameter.shape[-1], 0.2)
+        expected = before[parameter] * (1 - 3e-3 * 0.1) - 3e-3 * scale * alone
+        moved = (expected - before[parameter]).norm()
+        assert float((parameter.detach() - expected).norm() / moved) < 0.01
+
+
+def test_vectors_embedding_and_head_move_as_with_torchs_adamw():
+    model = build()
+    optimizer = make_muonclip(model, adam_grad_clip=1e9)
+    names = [name for name, p in model.named_parameters() if p.ndim == 1 or name.startswith(("embed", "lm_head"))]
+    twins = {name: nn.Parameter(model.get_parameter(name).detach().clone()) for name in names}
+    torchs = torch.optim.AdamW(twins.values(), lr=3e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+    for step in range(4):
+        give_gradients(model, seed=step)
+        for name, twin in twins.items():
+            twin.grad = model.get_parameter(name).grad.clone()
+        optimizer.step()
+        torchs.step()
+    for name, twin in twins.items():
+        torch.testing.assert_close(model.get_parameter(name), twin, rtol=1e-6, atol=1e-7)
+
+
+def test_norm_gains_and_matrices_are_decayed():
+    """Zero gradients leave weight decay alone to act: every parameter shrinks by lr * weight_decay, gains too."""
+    model = build()
+    before = snapshot(model)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    make_muonclip(model, lr=0.1, weight_decay=0.5).step()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter, before[name] * 0.95, rtol=1e-6, atol=1e-8)
+
+
+def test_the_gradient_clip_is_of_adamws_raw_gradients_alone():
+    """AdamW's group is scaled to the limit by its own norm; Muon's gradients neither count nor change."""
+    model = build()
+    optimizer = make_muonclip(model, adam_grad_clip=0.5)
+    give_gradients(model)
+    before = {s.name: s.parameter.grad.clone() for s in optimizer.specs}
+    report = optimizer.step()
+    total = torch.stack([g.square().sum() for g in before.values()]).sum().sqrt()
+    assert report.grad_norm == pytest.approx(float(total), rel=1e-5)  # before clipping, of all
+    adam = torch.stack([before[s.name].square().sum() for s in optimizer.specs if s.route == "adamw"]).sum().sqrt()
+    for s in optimizer.specs:
+        factor = 0.5 / float(adam) if s.route == "adamw" else 1.0
+        torch.testing.assert_close(s.parameter.grad, before[s.name] * factor, rtol=1e-4, atol=1e-9)
+    # A norm within the limit is left as it is.
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 1e-6)
+    optimizer.step()
+    assert all(bool((p.grad == 1e-6).all()) for p in model.parameters())
+
+
+@pytest.mark.parametrize("route", ["muon", "adamw"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_non_finite_gradient_changes_nothing(route, bad):
+    model = build()
+    optimizer = make_muonclip(model)
+    give_gradients(model)
+    optimizer.step(max_scores=torch.full((3, 2), 200.0))
+    before = {"model": snapshot(model), "optimizer": cloned(pack(model, optimizer, {})["optimizer"])}
+    give_gradients(model, seed=2)
+    next(s for s in optimizer.specs if s.route == route).parameter.grad.view(-1)[3] = bad
+    report = optimizer.step(max_scores=torch.full((3, 2), 200.0))
+    assert report.skipped and report.gamma is None and not report.update_rms
+    after = pack(model, optimizer, {})
+    assert same_tensors(before["model"], after["model"]) and same_tensors(before["optimizer"], after["optimizer"])
+
+
+def test_a_non_finite_score_skips_the_step_too():
+    model = build()
+    optimizer = make_muonclip(model)
+    before = snapshot(model)
+    give_gradients(model)
+    scores = torch.ones(3, 2)
+    scores[1, 1] = float("nan")
+    assert optimizer.step(max_scores=scores).skipped and same_tensors(before, snapshot(model))
+    assert not optimizer.state
+
+
+def test_saved_and_loaded_it_continues_bit_for_bit():
+    """Through torch's own state_dict, and through the checkpoint's pack and unpack."""
+    whole = build()
+    optimizer = make_muonclip(whole)
+    for step in range(3):
+        take_step(whole, optimizer, batch(step))
+    packed = pack(whole, optimizer, {"at": 3})
+    copies = {"model": snapshot(whole), "cursor": packed["cursor"], "optimizer": cloned(packed["optimizer"])}
+    native = optimizer.state_dict()
+    native["state"] = cloned(native["state"])
+    assert set(copies["optimizer"]) == {name for name, _ in whole.named_parameters()}
+    for step in range(3, 5):
+        take_step(whole, optimizer, batch(step))
+    for way in ("unpack", "state_dict"):
+        other = build(seed=9)
+        fresh = make_muonclip(other)
+        if way == "unpack":
+            assert unpack({**copies, "optimizer": cloned(copies["optimizer"])}, other, fresh) == {"at": 3}
+        else:
+            other.load_state_dict(copies["model"])
+            fresh.load_state_dict(native)
+        for step in range(3, 5):
+            take_step(other, fresh, batch(step))
+        assert same_tensors(snapshot(other), snapshot(whole)), way
+        assert same_tensors(pack(other, fresh, {}), pack(whole, optimizer, {})), way
+
+
+def test_a_checkpoint_of_another_model_is_refused():
+    model = build()
+    optimizer = make_muonclip(model)
+    state = pack(model, optimizer, {})
+    other = build(num_hidden_layers=2)
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        unpack(state, other, make_muonclip(other))
+
+
+def test_without_a_muon_parameter_it_refuses_in_one_line():
+    gain = nn.Parameter(torch.ones(4))
+    with pytest.raises(ValueError, match="no parameter routed to Muon") as caught:
+        MuonClip([spec(gain, "adamw")])
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="saw route 'sgd'"):
+        MuonClip([spec(gain, "sgd"), spec(nn.Parameter(torch.ones(2, 2)))])
+    with pytest.raises(ValueError, match="closure"):
+        MuonClip([spec(nn.Parameter(torch.ones(2, 2)))]).step(lambda: 1.0)
+
+
+def test_the_audit_covers_every_parameter_once():
+    model = build()
+    optimizer = make_muonclip(model)
+    rows = audit(model.parameter_specs(), 0.2)
+    assert [row.name for row in rows] == [name for name, _ in model.named_parameters()]
+    assert sum(totals(rows).values()) == sum(p.numel() for p in model.parameters())
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(map(id, held)) == sorted(map(id, model.parameters()))
+    muon = {s.name for s in optimizer.specs if s.parameter in set(optimizer.param_groups[0]["params"])}
+    assert muon == {row.name for row in rows if row.route == "muon"}
+    for row in rows:
+        assert (row.scale is None) == (row.route == "adamw") == (row.matrices is None)
+        if row.matrices is not None:
+            assert row.scale == pytest.approx(0.2 * max(row.matrices[1:]) ** 0.5)
+    broken = ParameterSpec("x", nn.Parameter(torch.ones(4, 4)), "muon", "mlp", (1, 4, 3))
+    with pytest.raises(ValueError, match="x: saw matrices"):
+        audit([broken], 0.2)
+
+
+def test_what_is_said_of_the_optimizer_is_what_it_does():
+    model = build()
+    total = sum(p.numel() for p in model.parameters())
+    console, heard = silent_console()
+    optimizer = make_optimizer(model, OptimConfig(), console)
+    muon = sum(p.numel() for p in optimizer.param_groups[0]["params"])
+    assert f"{muon:,} parameters by Muon, {total - muon:,} by AdamW" in heard.getvalue()
+    assert model.qk_clip_tau == 100.0
+    console, heard = silent_console()
+    baseline = make_optimizer(model, OptimConfig(name="adamw"), console)
+    assert isinstance(baseline, AdamWBaseline) and model.qk_clip_tau is None
+    assert f"0 parameters by Muon, {total:,} by AdamW" in heard.getvalue()
+
+
+def test_the_adamw_baseline_is_torchs_adamw_for_every_parameter():
+    model, twin = build(), build()
+    optimizer = make_muonclip(model, name="adamw", adam_grad_clip=1e9)
+    torchs = torch.optim.AdamW(twin.parameters(), lr=3e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+    for step in range(2):
+        give_gradients(model, step)
+        give_gradients(twin, step)
+        report = optimizer.step(max_scores=torch.full((3, 2), 1e4))
+        torchs.step()
+    assert report.gamma is None and {name.partition(".")[0] for name in report.update_rms} == {"adamw"}
+    for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)

@@ -1,0 +1,123 @@
+"""QK-Clip: the step's own batch, scored again, has its clipped heads at tau; nothing else has moved."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from small_training import SMALL, batch, build, make_muonclip, snapshot, take_step
+from torch import Tensor
+
+from openk2.data.batch import Batch
+from openk2.model.model import Model
+from openk2.optim.qk_clip import qk_clip_
+from openk2.train.batch import supervised
+
+NOPE, ROPE, VALUE, HEADS = SMALL.qk_nope_head_dim, SMALL.qk_rope_head_dim, SMALL.v_head_dim, SMALL.num_attention_heads
+
+
+def attention_inputs(model: Model, given: Batch) -> list[tuple[Any, ...]]:
+    """What each layer's attention is called with on this batch."""
+    seen: list[tuple[Any, ...]] = []
+    hooks = [
+        block.self_attn.register_forward_pre_hook(lambda module, inputs: seen.append(inputs)) for block in model.layers
+    ]
+    micro = supervised(given, 100)[0]
+    with torch.no_grad():
+        model.log_probs(micro.input_ids, micro.targets, micro.layout)
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+def maxima(model: Model, inputs: list[tuple[Any, ...]]) -> Tensor:
+    """Each layer's maxima [L, H] on the same inputs: clipping a layer changes what the next ones are given."""
+    with torch.no_grad():
+        return torch.stack([block.self_attn(*given)[1] for block, given in zip(model.layers, inputs, strict=True)])
+
+
+@pytest.mark.parametrize("q_lora_rank", [16, None], ids=["q_lora", "no_q_lora"])
+def test_clipped_heads_come_to_tau_and_the_rest_stays(q_lora_rank):
+    model = build(q_lora_rank=q_lora_rank, initializer_range=0.3)
+    given = batch()
+    inputs = attention_inputs(model, given)
+    before, weights = maxima(model, inputs), snapshot(model)
+    tau = float(before.flatten().sort().values[2:4].mean())  # four of six heads lie above
+    clipped = before > tau
+    assert 0 < int(clipped.sum()) < clipped.numel() and tau > 0
+    result = take_step(model, make_muonclip(model, qk_clip_tau=tau), given, lr=0.0, bias_update_rate=0.0)
+    torch.testing.assert_close(result.max_scores, before)
+    gamma = result.report.gamma
+    torch.testing.assert_close(gamma, torch.where(clipped, tau / before, 1.0))
+    after = maxima(model, inputs)
+    torch.testing.assert_close(after[clipped], torch.full_like(after[clipped], tau), rtol=1e-5, atol=1e-5)
+    assert torch.equal(after[~clipped], before[~clipped])
+
+    expected = dict(weights)
+    for layer in range(SMALL.num_hidden_layers):
+        prefix = f"layers.{layer}.self_attn."
+        name = prefix + ("q_b_proj.weight" if q_lora_rank else "q_proj.weight")
+        query = weights[name].clone().view(HEADS, NOPE + ROPE, -1)
+        key_value = weights[prefix + "kv_b_proj.weight"].clone().view(HEADS, NOPE + VALUE, -1)
+        for head in range(HEADS):
+            query[head, :NOPE] *= gamma[layer, head].sqrt()
+            query[head, NOPE:] *= gamma[layer, head]
+            key_value[head, :NOPE] *= gamma[layer, head].sqrt()
+        expected[name], expected[prefix + "kv_b_proj.weight"] = query.flatten(0, 1), key_value.flatten(0, 1)
+    for name, tensor in model.state_dict().items():
+        if name.endswith(("q_proj.weight", "q_b_proj.weight", "kv_b_proj.weight")):
+            torch.testing.assert_close(tensor, expected[name], rtol=1e-6, atol=0)
+        else:  # the shared rotary key's rows in kv_a_proj_with_mqa among them
+            assert torch.equal(tensor, weights[name]), name
+    values = [
+        model.layers[i].self_attn.kv_b_proj.weight.view(HEADS, -1, SMALL.kv_lora_rank)[:, NOPE:] for i in range(3)
+    ]
+    for layer, rows in enumerate(values):
+        original = weights[f"layers.{layer}.self_attn.kv_b_proj.weight"].view(HEADS, -1, SMALL.kv_lora_rank)[:, NOPE:]
+        assert torch.equal(rows, original)
+
+
+def test_the_maximum_is_over_all_micro_batches():
+    """The largest score of each head over four micro-batches decides, wherever it stands."""
+    model = build(initializer_range=0.3)
+    given = batch()
+    single = [maxima(model, attention_inputs(model, part)) for part in given.chunks(1)]
+    holders = torch.stack(single).argmax(0)
+    assert len(holders.unique()) > 1  # no one micro-batch holds them all
+    largest = torch.stack(single).amax(0)
+    tau = float(largest.min()) * 0.9
+    inputs = attention_inputs(model, given)
+    result = take_step(model, make_muonclip(model, qk_clip_tau=tau), given, micro_rows=1, lr=0.0, bias_update_rate=0.0)
+    torch.testing.assert_close(result.max_scores, largest, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(result.report.gamma, tau / largest, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(maxima(model, inputs), torch.full_like(largest, tau), rtol=1e-4, atol=1e-5)
+
+
+def test_bf16_maxima_come_to_tau_as_near_as_bf16_is():
+    model = build(dtype=torch.bfloat16, initializer_range=0.3)
+    given = batch()
+    inputs = attention_inputs(model, given)
+    tau = float(maxima(model, inputs).min()) * 0.8
+    model.qk_clip_tau = tau
+    take_step(model, make_muonclip(model, qk_clip_tau=tau), given, lr=0.0, bias_update_rate=0.0)
+    after = maxima(model, inputs)
+    torch.testing.assert_close(after, torch.full_like(after, tau), rtol=0.02, atol=0.0)
+
+
+def test_no_head_above_tau_and_no_tau_leave_the_weights_alone():
+    model = build()
+    before = snapshot(model)
+    result = take_step(model, make_muonclip(model, qk_clip_tau=100.0), batch(), lr=0.0, bias_update_rate=0.0)
+    assert bool((result.report.gamma == 1).all())
+    result = take_step(model, make_muonclip(model, qk_clip_tau=None), batch(), lr=0.0, bias_update_rate=0.0)
+    assert result.report.gamma is None
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_unusable_maxima_are_refused_in_one_line():
+    groups = build().qk_groups()
+    with pytest.raises(ValueError, match="maxima for 2 layers, expected 3"):
+        qk_clip_(groups, torch.ones(2, HEADS), 100.0)
+    with pytest.raises(ValueError, match="non-finite"):
+        qk_clip_(groups, torch.full((3, HEADS), float("inf")), 100.0)

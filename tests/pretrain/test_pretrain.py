@@ -1,0 +1,189 @@
+"""Pre-training end to end on a small folder of text: what it leaves behind, and that it can be continued."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_training import SMALL, same_tensors, silent_console
+
+from openk2.chat.tokenizer import Tokenizer
+from openk2.checkpoint.native import load_latest
+from openk2.config.run import DataConfig, OptimConfig, PretrainConfig, TrainConfig
+from openk2.config.serialize import from_dict
+from openk2.data.loader import validation_batches
+from openk2.data.prepare import load_manifest
+from openk2.model.model import Model
+from openk2.observe.metrics import read_metrics
+from openk2.pretrain import pretrain
+from openk2.train import loop, session
+from openk2.train.step import train_step
+
+STEPS = 6
+WORDS = (
+    "river stone lantern winter copper meadow thread harbour signal garden mirror timber window orchard engine "
+    "marble candle pepper saddle bridge feather kettle ribbon anchor valley hammer basket planet"
+).split()
+
+
+def write_texts(folder: Path) -> None:
+    """About 60 kB in two domains: sentences of random words, so that no two documents repeat each other."""
+    rng = np.random.default_rng(0)
+    for domain, ending in (("letters", "."), ("notes", " -")):
+        (folder / domain).mkdir(parents=True)
+        for index in range(16):
+            lines = [" ".join(rng.choice(WORDS, size=9)) + ending for _ in range(30)]
+            (folder / domain / f"{index}.txt").write_text("\n".join(lines) + "\n")
+
+
+def make_config(texts: Path, **train: float) -> PretrainConfig:
+    settings = {
+        "steps": STEPS,
+        "batch_tokens": 512,
+        "micro_batch_tokens": 256,
+        "sequence_length": 64,
+        "warmup_steps": 1,
+        "decay_steps": 2,
+        "dtype": "fp32",
+        "checkpoint_every": 2,
+        "eval_every": 3,
+    }
+    return PretrainConfig(
+        dataclasses.replace(SMALL, vocab_size=640, num_hidden_layers=2),
+        DataConfig(path=str(texts), max_bytes=200_000, val_bytes=2_000),
+        OptimConfig(lr=1e-2),
+        TrainConfig(**settings | train),
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PretrainConfig, Model, Tokenizer, str]:
+    """The folder of a finished run, its config, what was returned and what was said."""
+    texts = tmp_path_factory.mktemp("texts")
+    write_texts(texts)
+    config, folder = make_config(texts), tmp_path_factory.mktemp("run") / "pretrain"
+    console, heard = silent_console()
+    with pytest.MonkeyPatch.context() as patch:
+        without_compiling(patch)
+        model, tokenizer = pretrain(config, folder, console)
+    return folder, config, model, tokenizer, heard.getvalue()
+
+
+def without_compiling(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(session, "fusion_available", lambda: (False, "switched off in tests"))
+    patch.setattr(loop, "matmul_flops_per_s", lambda dtype: 1e9)
+
+
+def test_the_run_is_on_record(run):
+    folder, config, model, _, heard = run
+    record = json.loads((folder / "run.json").read_text())
+    assert record["stage"] == "pretrain" and record["resolved"] == {"fusion": False, "dtype": "fp32"}
+    assert from_dict(PretrainConfig, record["config"]) == config
+    assert "parameters by Muon" in heard and "training a tokenizer of 640 entries" in heard
+    found = load_latest(folder / "checkpoints")
+    assert found is not None and found[0] == STEPS
+    assert same_tensors(found[1]["model"], dict(model.state_dict()))
+    assert found[1]["cursor"]["tokens_seen"] == STEPS * 512
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step-000004", "step-000006"]
+
+
+def test_tokenizer_and_data_are_kept_and_fit_each_other(run):
+    folder, config, _, tokenizer, _ = run
+    loaded = Tokenizer.load(folder / "tokenizer")
+    assert loaded.digest() == tokenizer.digest() and loaded.vocab_size == config.model.vocab_size
+    manifest = load_manifest(folder / "data")
+    assert manifest.tokenizer_digest == tokenizer.digest() and set(manifest.domains) == {"letters", "notes"}
+    assert tokenizer.decode(tokenizer.encode("river stone")) == "river stone"
+
+
+def test_the_loss_falls_and_every_step_is_measured(run):
+    folder, config, *_ = run
+    found = read_metrics(folder / "metrics.jsonl")
+    assert [record.step for record in found] == list(range(1, STEPS + 1))
+    assert found[0].loss == pytest.approx(math.log(config.model.vocab_size), abs=0.7)
+    assert found[-1].loss < found[0].loss - 0.5
+    assert [record.step for record in found if "val_bpb.letters" in record.extra] == [3, 6]
+    for record in found:
+        assert record.tokens == 512 and record.bits_per_byte and record.matmul_share and record.expert_load
+    last = found[-1].extra
+    assert last["val_bpb.notes"] < found[2].extra["val_bpb.notes"]
+
+
+def test_bits_per_byte_are_of_the_held_out_text(run):
+    """Counted over again: all nats of the held-out tokens, over the bytes that these tokens spell."""
+    folder, _, model, tokenizer, _ = run
+    for domain in ("letters", "notes"):
+        nats = spelt = 0.0
+        for given in validation_batches(folder / "data", domain, 64, 4):
+            for row in range(given.num_rows):
+                for document in set(given.document_ids[row].tolist()) - {-1}:
+                    place = given.document_ids[row] == document
+                    ids, targets = given.input_ids[row][place], given.targets[row][place]
+                    with torch.no_grad():
+                        rows = model(torch.from_numpy(ids)[None])[0].log_softmax(-1)
+                    counted = targets >= 0
+                    nats -= float(rows[counted.nonzero()[0], targets[counted]].sum())
+                    spelt += sum(len(tokenizer.token_bytes(int(token))) for token in targets[counted])
+        assert spelt > 1000
+        found = read_metrics(folder / "metrics.jsonl")[-1].extra[f"val_bpb.{domain}"]
+        assert found == pytest.approx(nats / math.log(2) / spelt, rel=1e-4)
+        text = (folder / "data" / "validation" / f"{domain}.txt").read_bytes()
+        assert spelt == len(text)  # all of it was seen: it fits the rows that are looked at
+
+
+def test_another_config_in_the_same_folder_is_refused_in_one_line(run, monkeypatch):
+    without_compiling(monkeypatch)
+    folder, config, *_ = run
+    other = dataclasses.replace(config, optim=dataclasses.replace(config.optim, lr=2e-2))
+    with pytest.raises(ValueError, match=r"saw optim\.lr = 0\.02, expected 0\.01") as caught:
+        pretrain(other, folder, silent_console()[0])
+    assert "\n" not in str(caught.value)
+
+
+def test_without_its_last_checkpoint_the_run_ends_the_same(run, tmp_path: Path, monkeypatch):
+    """Two steps are taken again, from the data where the older checkpoint stood."""
+    without_compiling(monkeypatch)
+    whole, config, model, *_ = run
+    folder = tmp_path / "pretrain"
+    shutil.copytree(whole, folder)
+    shutil.rmtree(folder / "checkpoints" / "step-000006")
+    console, heard = silent_console()
+    resumed, _ = pretrain(config, folder, console)
+    assert "pretrain: going on from step 4 of 6" in heard.getvalue() and "training a tokenizer" not in heard.getvalue()
+    assert same_tensors(dict(resumed.state_dict()), dict(model.state_dict()))
+    first, second = load_latest(whole / "checkpoints"), load_latest(folder / "checkpoints")
+    assert first is not None and second is not None and same_tensors(first[1], second[1])
+    ours, theirs = read_metrics(folder / "metrics.jsonl"), read_metrics(whole / "metrics.jsonl")
+    assert [(r.step, r.loss, r.grad_norm, r.extra) for r in ours] == [
+        (r.step, r.loss, r.grad_norm, r.extra) for r in theirs
+    ]
+
+
+def test_the_seed_alone_decides(run, tmp_path: Path, monkeypatch):
+    """A run in another folder ends bit for bit where the first one did, however the process's own generator stood."""
+    without_compiling(monkeypatch)
+    _, config, model, *_ = run
+    torch.manual_seed(12345)
+    again, _ = pretrain(config, tmp_path / "again", silent_console()[0])
+    assert same_tensors(dict(again.state_dict()), dict(model.state_dict()))
+
+
+def test_micro_batches_follow_the_config(run, tmp_path: Path, monkeypatch):
+    without_compiling(monkeypatch)
+    texts = Path(run[1].data.path)
+    seen = []
+
+    def counted(model, optimizer, micro_batches, **settings):
+        seen.append(([tuple(micro.input_ids.shape) for micro in micro_batches], settings["lr"]))
+        return train_step(model, optimizer, micro_batches, **settings)
+
+    monkeypatch.setattr(loop, "train_step", counted)
+    pretrain(make_config(texts, steps=2, decay_steps=1, micro_batch_tokens=128), tmp_path / "run", silent_console()[0])
+    assert [shapes for shapes, _ in seen] == [[(2, 64)] * 4] * 2
+    assert [lr for _, lr in seen] == pytest.approx([1e-2, 1e-3])
