@@ -150,7 +150,13 @@ class SynthConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check("synth", self, at_least_1="attempts", at_least_0="plain_fraction critique_fraction", from_0_to_1="error_rate")
+        _check(
+            "synth",
+            self,
+            at_least_1="attempts",
+            at_least_0="plain_fraction critique_fraction",
+            from_0_to_1="error_rate",
+        )
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,13 @@
 
 What it is: the `Generate` and `Score` callables that chat, evaluation and RL
 are given. Equal prompts are prefilled once; a sequence that ends leaves the
-batch. The cache holds kv_lora_rank + rope values a token and layer.
+batch; a prompt that goes on from a sequence of the last call (the next turn of
+a dialogue) is read from where that one stopped. The cache holds
+kv_lora_rank + rope values a token and layer.
 
-Invariants: the engine owns its weights (`sync` copies them in), so training
-never changes them between two calls; a sequence's draws do not depend on its
-company. Left out: paging, prefix reuse between calls, continuous batching.
+Invariants: the engine owns its weights (`sync` copies them in and forgets what
+was cached), so training never changes them between two calls; a sequence's
+draws do not depend on its company. Left out: paging, continuous batching.
 """
 
 from __future__ import annotations
@@ -34,12 +36,14 @@ class Engine:
         for module in self.model.modules():
             if isinstance(module, Router):
                 module.float()
+        self._kept: _Kept = {}
         self.sync(model)
 
     @torch.no_grad()
     def sync(self, model: Model) -> None:
         """Take over `model`'s weights in place."""
         self.model.load_state_dict(model.state_dict())
+        self._kept = {}
 
     @torch.inference_mode()
     def __call__(
@@ -54,11 +58,11 @@ class Engine:
         limits = [self._room(len(prompt), params.max_new_tokens) for prompt in prompts]
         if not prompts:
             return []
-        batch = _Batch(self.model, prompts, max(limits))
+        batch = _Batch(self.model, prompts, max(limits), self._kept)
         sampler = Sampler(
             len(prompts), max(limits), temperature=params.temperature, top_p=params.top_p, seed=params.seed
         )
-        logits, experts = batch.prefill()
+        logits, experts = batch.begin()
         drafts = [_Draft(limit, frozenset(params.stop_ids)) for limit in limits]
         for draw in range(max(limits)):
             tokens, log_probs = sampler(logits, batch.sequences, draw)
@@ -67,10 +71,13 @@ class Engine:
                 if on_token is not None:
                     on_token(index, int(tokens[row]))
             going = [row for row, index in enumerate(batch.sequences.tolist()) if not drafts[index].finish_reason]
+            batch.shrink(going)
             if not going:
                 break
-            batch.keep(going)
             logits, experts = batch.decode(tokens[going])
+        self._kept = {
+            (*prompts[index], *drafts[index].ids[:-1]): latents for index, latents in sorted(batch.ended.items())
+        }
         return [draft.completion() for draft in drafts]
 
     @torch.inference_mode()
@@ -120,25 +127,58 @@ class _Draft:
         return Completion(tuple(self.ids), tuple(self.log_probs), self.finish_reason, np.stack(self.experts))
 
 
+# The ids that were read -> their latents [n, C + r], one tensor a layer.
+_Kept = dict[tuple[int, ...], list[Tensor]]
+
+
 class _Batch:
-    """The running sequences: their cache, one tensor [B, S, C + r] a layer, and their lengths [B]."""
+    """The running sequences: their cache, one tensor [B, S, C + r] a layer, and their lengths [B].
 
-    def __init__(self, model: Model, prompts: Sequence[Sequence[int]], room: int) -> None:
+    `sequences[row]` is the prompt's index; rows that continue a kept sequence
+    come first, those with most left to read before the others.
+    """
+
+    def __init__(self, model: Model, prompts: Sequence[Sequence[int]], room: int, kept: _Kept) -> None:
         self.model, self.prompts = model, prompts
-        self.sequences = torch.arange(len(prompts))
-        self.lengths = torch.tensor([len(prompt) for prompt in prompts])
-        size = (len(prompts), int(self.lengths.max()) + room, model.config.latent_dim)
+        found = [_longest_prefix(prompt, kept) for prompt in prompts]
+        order = sorted(range(len(prompts)), key=lambda i: (not found[i], len(found[i]) - len(prompts[i])))
+        self.sequences = torch.tensor(order)
+        self.num_continued = sum(bool(prefix) for prefix in found)
+        self.lengths = torch.tensor([len(found[index]) or len(prompts[index]) for index in order])
+        size = (len(prompts), max(map(len, prompts)) + room, model.config.latent_dim)
         self.cache = [torch.zeros(size, dtype=model.compute_dtype) for _ in model.layers]
+        self.ended: dict[int, list[Tensor]] = {}
+        for row, index in enumerate(order[: self.num_continued]):
+            for layer, latents in zip(self.cache, kept[found[index]], strict=True):
+                layer[row, : len(latents)] = latents
 
-    def prefill(self) -> tuple[Tensor, Tensor]:
-        """Logits [B, V] after each prompt and the experts [L_moe, B, K] chosen there; equal prompts run once."""
+    def begin(self) -> tuple[Tensor, Tensor]:
+        """Logits [B, V] after each prompt and the experts [L_moe, B, K] chosen there."""
+        continued = [self.prompts[index] for index in self.sequences[: self.num_continued].tolist()]
+        fresh = [self.prompts[index] for index in self.sequences[self.num_continued :].tolist()]
+        parts = [self._catch_up(continued)] if continued else []
+        parts += [self._prefill(fresh)] if fresh else []
+        return torch.cat([logits for logits, _ in parts]), torch.cat([experts for _, experts in parts], dim=1)
+
+    def _catch_up(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Read what is left of continued prompts, one token a step, so that all end at the same step."""
+        left = [list(prompt[length:]) for prompt, length in zip(prompts, self.lengths.tolist(), strict=False)]
+        longest = len(left[0])
+        for step in range(longest):
+            active = sum(len(tokens) >= longest - step for tokens in left)
+            tokens = torch.tensor([row[len(row) - (longest - step)] for row in left[:active]])
+            logits, experts = self._step(tokens, active)
+        return logits, experts
+
+    def _prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Read whole prompts in a few large passes; equal ones once."""
+        config = self.model.config
         distinct: dict[tuple[int, ...], list[int]] = {}
-        for index, prompt in enumerate(self.prompts):
+        for index, prompt in enumerate(prompts):
             distinct.setdefault(tuple(prompt), []).append(index)
         keys = list(distinct)
-        logits = torch.empty(len(self.prompts), self.model.config.vocab_size, dtype=self.model.compute_dtype)
-        config = self.model.config
-        experts = torch.empty(config.num_moe_layers, len(self.prompts), config.num_experts_per_tok, dtype=torch.int64)
+        logits = torch.empty(len(prompts), config.vocab_size, dtype=self.model.compute_dtype)
+        experts = torch.empty(config.num_moe_layers, len(prompts), config.num_experts_per_tok, dtype=torch.int64)
         for rows in _by_length([len(key) for key in keys], PREFILL_TOKENS):
             ids = _padded([keys[row] for row in rows])
             latents: list[Tensor] = []
@@ -146,25 +186,43 @@ class _Batch:
             last = torch.tensor([place * ids.shape[1] + len(keys[row]) - 1 for place, row in enumerate(rows)])
             last_logits = self.model.logits(hidden[last])
             for place, row in enumerate(rows):
-                users = distinct[keys[row]]
+                users = torch.tensor(distinct[keys[row]])
                 logits[users] = last_logits[place]
                 experts[:, users] = stats.chosen[:, last[place], None]
                 for layer, values in zip(self.cache, latents, strict=True):
-                    layer[users, : ids.shape[1]] = values.view(len(rows), ids.shape[1], -1)[place]
+                    values = values.view(len(rows), ids.shape[1], -1)[place, : len(keys[row])]
+                    layer[self.num_continued + users, : len(values)] = values
         return logits, experts
 
     def decode(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """One step for the running sequences: logits [B, V] and chosen experts [L_moe, B, K]."""
-        self.lengths = self.lengths + 1
-        return self.model.decode(tokens, [layer[:, : int(self.lengths.max())] for layer in self.cache], self.lengths)
+        return self._step(tokens, len(tokens))
 
-    def keep(self, rows: list[int]) -> None:
-        """Drop the sequences that have ended."""
-        if len(rows) == len(self.sequences):
+    def _step(self, tokens: Tensor, active: int) -> tuple[Tensor, Tensor]:
+        """Read one token each into the first `active` rows."""
+        self.lengths[:active] += 1
+        longest = int(self.lengths[:active].max())
+        return self.model.decode(tokens, [layer[:active, :longest] for layer in self.cache], self.lengths[:active])
+
+    def shrink(self, going: list[int]) -> None:
+        """Keep the rows that go on; the others' latents are put by for the next call."""
+        if len(going) == len(self.sequences):
             return
-        index = torch.tensor(rows)
+        for row in sorted(set(range(len(self.sequences))) - set(going)):
+            length = int(self.lengths[row])
+            self.ended[int(self.sequences[row])] = [layer[row, :length].clone() for layer in self.cache]
+        index = torch.tensor(going, dtype=torch.int64)
         self.sequences, self.lengths = self.sequences[index], self.lengths[index]
         self.cache = [layer[index] for layer in self.cache]
+
+
+def _longest_prefix(prompt: Sequence[int], kept: _Kept) -> tuple[int, ...]:
+    """The longest kept sequence that `prompt` goes on from; () if there is none."""
+    for length in sorted({len(key) for key in kept if len(key) < len(prompt)}, reverse=True):
+        head = tuple(prompt[:length])
+        if head in kept:
+            return head
+    return ()
 
 
 def _padded(sequences: Sequence[Sequence[int]]) -> Tensor:

@@ -38,6 +38,7 @@ from openk2.train.loop import Plan, StepInput, fit
 from openk2.train.session import make_optimizer, open_run
 
 STAGE = "rl"
+ROW_TOKENS = 512  # a packed row, where no dialogue is longer
 
 
 class Trainer:
@@ -144,7 +145,7 @@ class Trainer:
         longest = max(len(rollout.ids) for rollout in rollouts)
         packed = pack_examples(
             [(rollout.ids, rollout.sampled) for rollout in rollouts],
-            min(max(512, longest), length),
+            min(max(ROW_TOKENS, longest), length),
             self.codec.tokenizer.pad_id,
         )
         rows = max(1, self.config.micro_batch_tokens // packed.batch.input_ids.shape[1])
@@ -170,11 +171,11 @@ class Trainer:
             return []
         rng = random.Random(f"ptx/{self.config.seed}/{step}")
         chosen = rng.sample(self.ptx, min(self.config.ptx_examples, len(self.ptx)))
-        batch = pack_examples(chosen, 512, self.codec.tokenizer.pad_id).batch
-        total = float(batch.weights.sum())
+        batch = pack_examples(chosen, ROW_TOKENS, self.codec.tokenizer.pad_id).batch
 
         def weighted(weights: Tensor) -> Objective:
-            loss = cross_entropy(weights, total)
+            # Summed over a dialogue's tokens and averaged over dialogues: the unit of the policy's objective.
+            loss = cross_entropy(weights, len(chosen))
             return lambda log_probs: self.config.ptx_weight * loss(log_probs)
 
         rows = max(1, self.config.micro_batch_tokens // batch.input_ids.shape[1])

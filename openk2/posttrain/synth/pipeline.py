@@ -39,10 +39,8 @@ Progress = Callable[[int, int], None]
 def synthesise(config: SynthConfig, out: Path, progress: Progress | None = None) -> dict[str, Any]:
     """Write the trajectories and their manifest into `out`; returns the manifest.
 
-    `progress(done, total)` counts attempts, the plain ones included. Raises
-    ValueError for a config that cannot be carried out.
+    `progress(done, total)` counts attempts, the plain ones and pairs included.
     """
-    _check(config)
     out.mkdir(parents=True, exist_ok=True)
     (out / MANIFEST).unlink(missing_ok=True)
     num_plain = round(config.attempts * config.plain_fraction)
@@ -113,6 +111,8 @@ def _attempt_preference(made: Made, config: SynthConfig, tally: _Tally) -> None:
         tally.rejected["undecided pair"] += 1
         return
     tally.kept["critique"] += 1
+    tally.domains["critique"] += 1
+    tally.turns[1] += 1
     line = {
         "id": f"critique-{made.task.id}",
         "messages": messages,
@@ -169,11 +169,3 @@ def _manifest(config: SynthConfig, tally: _Tally, text: str) -> dict[str, Any]:
         ],
     }
 
-
-def _check(config: SynthConfig) -> None:
-    if config.attempts < 1:
-        raise ValueError(f"synth.attempts: saw {config.attempts}, expected at least 1")
-    if config.plain_fraction < 0:
-        raise ValueError(f"synth.plain_fraction: saw {config.plain_fraction}, expected 0 or more")
-    if not 0 <= config.error_rate <= 1:
-        raise ValueError(f"synth.error_rate: saw {config.error_rate}, expected 0 to 1")

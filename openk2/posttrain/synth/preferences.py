@@ -19,7 +19,7 @@ from openk2.protocols import Message
 
 
 def make_preference(made: Made, rubrics: Sequence[str] | None = None) -> list[Message] | None:
-    """The critic's dialogue about `made`, its one-letter reply included; None where the judge cannot tell them apart."""
+    """The critic's dialogue about `made` with its one-letter reply; None where the judge cannot tell the two apart."""
     task, rng = made.task, random.Random(f"preference/{made.task.id}")
     good = simulate(task, Teacher(task, made.replies, rng, error_rate=0.0).reply)
     bad = simulate(task, Teacher(task, made.replies, rng, error_rate=1.0).reply)

@@ -38,17 +38,22 @@ def test_the_same_config_gives_the_same_bytes(synthesised: Synthesised, tmp_path
     assert (tmp_path / "c" / "trajectories.jsonl").read_bytes() != first
 
 
+def _dialogues(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [line for line in lines if line["kind"] != "critique"]
+
+
 def test_the_counts_add_up(synthesised: Synthesised) -> None:
     folder, manifest, lines = synthesised
-    assert manifest["attempted"] == {"tool": 600, "plain": 120}
+    assert manifest["attempted"] == {"tool": 600, "plain": 120, "critique": 60}
     assert sum(manifest["kept"].values()) == len(lines)
-    assert sum(manifest["kept"].values()) + sum(manifest["rejected"].values()) == 720
+    assert sum(manifest["kept"].values()) + sum(manifest["rejected"].values()) == 780
     assert sum(manifest["by_domain"].values()) == len(lines)
     assert sum(manifest["by_user_turns"].values()) == len(lines)
     assert manifest["kept"]["tool"] == sum(line["kind"] == "tool" for line in lines)
     assert manifest["teacher_errors"]["dialogues"] > 40 and manifest["teacher_errors"]["kept"] == 0
-    errors_and_duplicates = manifest["teacher_errors"]["dialogues"] + manifest["rejected"].get("duplicate", 0)
-    assert sum(manifest["rejected"].values()) == errors_and_duplicates
+    reasons = manifest["rejected"]
+    others = reasons.get("duplicate", 0) + reasons.get("undecided pair", 0)
+    assert sum(reasons.values()) == manifest["teacher_errors"]["dialogues"] + others
     assert manifest == json.loads((folder / "manifest.json").read_text())
 
 
@@ -61,7 +66,8 @@ def test_the_hash_is_the_files(synthesised: Synthesised) -> None:
 
 def test_trajectories_are_openai_messages_with_k2_call_ids(synthesised: Synthesised) -> None:
     calls = 0
-    for line in synthesised[2]:
+    dialogues = _dialogues(synthesised[2])
+    for line in dialogues:
         assert set(line) == {"id", "task", "messages", "tools", "outcome", "rubric_scores", "seed", "kind"}
         assert line["outcome"]["success"] and all(line["rubric_scores"].values())
         declared = {spec["function"]["name"] for spec in line["tools"]}
@@ -75,13 +81,25 @@ def test_trajectories_are_openai_messages_with_k2_call_ids(synthesised: Synthesi
                 index += 1
         assert line["messages"][-1]["role"] == "assistant"
         calls += index
-    assert calls > len(synthesised[2]) / 2
+    assert calls > len(dialogues) / 2
 
 
 def test_no_dialogue_stands_twice(synthesised: Synthesised) -> None:
-    said = [json.dumps([m for m in line["messages"] if m["role"] != "system"]) for line in synthesised[2]]
-    tools = [json.dumps(line["task"]["tools"]) for line in synthesised[2]]
+    dialogues = _dialogues(synthesised[2])
+    said = [json.dumps([m for m in line["messages"] if m["role"] != "system"]) for line in dialogues]
+    tools = [json.dumps(line["task"]["tools"]) for line in dialogues]
     assert len(set(zip(said, tools, strict=True))) == len(said)
+
+
+def test_pairs_for_the_critic_have_one_right_reply_in_either_place(synthesised: Synthesised) -> None:
+    lines = [line for line in synthesised[2] if line["kind"] == "critique"]
+    assert {line["messages"][-1]["content"] for line in lines} == {"A", "B"}
+    for line in lines:
+        shown = line["messages"][1]["content"]
+        first, second = shown.split("\nA:\n")[1].removesuffix("\nWhich is better, A or B?").split("\nB:\n")
+        assert first != second
+    seen = {line["task"]["turns"][-1]["user"] for line in _dialogues(synthesised[2])}
+    assert sum(line["messages"][1]["content"].split("\nA:\n")[0] in seen for line in lines) < len(lines) / 10
 
 
 def test_variety(synthesised: Synthesised) -> None:
@@ -107,7 +125,7 @@ def test_the_roster_holds_each_tool_alone_and_in_company() -> None:
 def test_progress_reaches_the_total(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     synthesise(SynthConfig(attempts=70, plain_fraction=0.1), tmp_path, lambda done, total: seen.append((done, total)))
-    assert seen == [(50, 77), (77, 77)]
+    assert seen == [(50, 84), (84, 84)]  # 70 tasks, 7 plain dialogues, 7 pairs for the critic
 
 
 @pytest.mark.parametrize(
@@ -118,9 +136,9 @@ def test_progress_reaches_the_total(tmp_path: Path) -> None:
         ({"error_rate": 2.0}, "synth.error_rate: saw 2.0"),
     ],
 )
-def test_impossible_configs_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_impossible_configs_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        synthesise(replace(CONFIG, **change), tmp_path)
+        replace(CONFIG, **change)
 
 
 def test_a_run_that_dies_leaves_no_manifest(tmp_path: Path) -> None:

@@ -1,0 +1,188 @@
+"""Bad input ends with exit code 2 and exactly one line on stderr, whatever is wrong."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small_checkpoint import talk_line, write_lines
+
+from openk2 import cli
+from openk2.cli import main
+from openk2.observe.lock import RunLock
+
+COMMANDS = (
+    "speedrun", "pretrain", "synth", "sft", "rl", "evaluate", "chat", "params", "audit-optimizer", "verify-resume",
+    "show-sample",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0
+    assert f"example:\n  openk2 {command} " in capsys.readouterr().out.replace("openk2 speedrun\n", "openk2 speedrun \n")
+
+
+def test_the_list_of_commands_is_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("    ")]
+    assert tuple(word for word in listed if word in COMMANDS) == COMMANDS
+
+
+@pytest.mark.parametrize("command", ["speedrun", "pretrain", "synth", "sft", "rl", "audit-optimizer"])
+def test_settings_are_listed_with_their_values(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([command, "--list-settings"])
+    assert end.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) >= 5 and all(line.startswith("--") and "  (" in line for line in lines)
+
+
+MISTAKES = {
+    "": "required: COMMAND",
+    "pretran tiny": "invalid choice: 'pretran'",
+    "params": "required: preset",
+    "params tiny --jsn": "saw unknown argument '--jsn'",
+    "params tiny --js": "saw unknown argument '--js'",
+    "params tiny more": "saw unknown argument 'more'",
+    "params tiny --context few": "invalid int value",
+    "params tiny --context 0": "expected at least 1",
+    "params tinny": "expected one of tiny, small, moonlight_16b_a3b, k2_1t; did you mean tiny?",
+    "pretrain tinny": "did you mean tiny?",
+    "audit-optimizer k2_1": "did you mean k2_1t?",
+    "verify-resume tinny": "did you mean tiny?",
+    "verify-resume tiny --stages sft,rll": "--stages: saw 'rll'",
+    "verify-resume tiny --steps 1": "expected at least 2",
+    "pretrain tiny --train.stps 5": "did you mean --train.steps?",
+    "pretrain tiny --train.steps": "--train.steps",
+    "pretrain tiny --train.steps many": "--train.steps: saw 'many', expected an integer",
+    "pretrain tiny --train.steps 1.5": "--train.steps: saw '1.5', expected an integer",
+    "pretrain tiny --train.dtype fp8": "expected one of auto, bf16, fp32",
+    "pretrain tiny --train.steps 5": "train.warmup_steps",
+    "pretrain tiny --optim.name adamw --optim.momentum 0.9": "would change nothing while optim.name is adamw",
+    "pretrain tiny --data texts --data.code_fraction 0.1": "would change nothing while data.path is texts",
+    "speedrun smok": "invalid choice: 'smok'",
+    "speedrun smoke --rl.group_size 1": "rl.group_size: saw 1, expected at least 2",
+    "speedrun smoke --bogus": "--bogus: saw an unknown option",
+    "synth --attempts 0": "expected at least 1",
+    "rl nowhere --data d.jsonl --ptx_weight 0 --ptx_examples 3": "would change nothing while ptx_weight is 0",
+    "sft nowhere": "required: --data",
+    "sft nowhere --data nothing.jsonl": "nothing.jsonl: No such file or directory",
+    "rl nowhere --data nothing.jsonl": "nothing.jsonl: No such file or directory",
+    "evaluate nowhere": "nowhere/config.json: saw no file",
+    "chat nowhere": "nowhere/config.json: saw no file",
+    "chat nowhere --tools calculater": "--tools: saw 'calculater', expected names from calculator",
+    "chat nowhere --temperature -1": "expected --temperature of 0 or more",
+    "show-sample nothing.jsonl --tokenizer nowhere": "nothing.jsonl: No such file or directory",
+    "pretrain tiny --data nowhere --out run --train.dtype fp32": "data.path: saw nowhere, which does not exist",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("line", MISTAKES)
+def test_a_mistake_is_told_in_one_line(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(line.split()) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    complaints = [text for text in said.err.splitlines() if text.startswith("error: ")]
+    assert len(complaints) == 1 and said.err.endswith(complaints[0] + "\n")
+    assert complaints == said.err.splitlines() or "--out" in line, "only a run that has begun says more"
+    assert MISTAKES[line] in complaints[0]
+
+
+def test_an_index_outside_the_file_is_refused(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_lines(tmp_path / "d.jsonl", talk_line())
+    assert main(["show-sample", str(data), "--tokenizer", str(checkpoint), "--index", "1"]) == 2
+    assert capsys.readouterr().err == "error: --index: saw 1, expected 0 to 0\n"
+
+
+@pytest.mark.parametrize("kept", [0, 5, 2000])
+@pytest.mark.parametrize("command", ["chat", "evaluate", "sft"])
+def test_a_truncated_checkpoint_is_refused(
+    command: str, kept: int, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(checkpoint, broken)
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:kept])
+    data = write_lines(tmp_path / "d.jsonl", talk_line())
+    more = {"chat": ["--prompt", "hi"], "evaluate": [], "sft": ["--data", str(data), "--out", str(tmp_path / "run")]}
+    assert main([command, str(broken), *more[command]]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and str(weights) in error and "saw broken weights" in error
+
+
+SHORT = """--train.steps 2 --train.warmup_steps 1 --train.decay_steps 1 --train.batch_tokens 512 --train.dtype fp32
+    --train.micro_batch_tokens 512 --train.sequence_length 256 --train.eval_every 2 --train.checkpoint_every 1
+    --data.val_bytes 500 --model.vocab_size 640 --model.hidden_size 32 --model.num_hidden_layers 2"""
+
+
+def own_text(folder: Path) -> Path:
+    folder.mkdir()
+    for number in range(8):
+        (folder / f"{number}.txt").write_text(f"The {number}th text speaks of the number {number}. " * 30)
+    return folder
+
+
+def test_a_folder_in_use_is_refused(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_lines(tmp_path / "d.jsonl", talk_line())
+    with RunLock(tmp_path / "run"):
+        assert main(["sft", str(checkpoint), "--data", str(data), "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and f"in use by process {os.getpid()}" in error
+
+
+def test_another_config_in_a_begun_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["pretrain", "tiny", "--data", str(own_text(tmp_path / "t")), "--out", str(tmp_path / "r"), *SHORT.split()]
+    assert main(command) == 0
+    capsys.readouterr()
+    assert main([*command, "--optim.lr", "1e-3"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "saw optim.lr = 0.001, expected 0.003" in error
+
+
+def test_a_full_disk_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On a real small file system where one can be mounted; the room runs out while the run is writing."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        command = ["pretrain", "tiny", "--data", str(own_text(tmp_path / "t")), "--out", str(disk / "run")]
+        assert main([*command, *SHORT.split()]) == 2
+        complaint = capsys.readouterr().err.splitlines()[-1]
+        assert complaint.startswith("error: ") and "saw a full disk" in complaint and "free some space" in complaint
+        left = [path.name for path in disk.rglob("*") if ".tmp" in path.name]
+        assert not left, "what could not be finished is cleared away"
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_ctrl_c_ends_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def pressed(*_: object) -> None:
+        raise KeyboardInterrupt("pretrain: stopped at step 3, saved")
+
+    monkeypatch.setattr(cli, "_params", pressed)
+    assert main(["params", "tiny"]) == 130
+    assert capsys.readouterr().err == "\npretrain: stopped at step 3, saved\n"
+
+
+def test_the_module_is_the_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "openk2", "--version"], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout == f"openk2 {cli.__version__}\n"
+    done = subprocess.run([sys.executable, "-m", "openk2", "params", "tinny"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
