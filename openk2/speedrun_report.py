@@ -149,6 +149,10 @@ def _goals(report: Mapping[str, Any], out: Path) -> list[dict[str, Any]]:
         limit = report["xz_bpb"][domain] * (1.05 if domain == "code" else 1.0)
         name = f"bits per byte, {domain}"
         goals.append(_goal(name, f"below {limit:.3f} (from xz -9e)", f"{found:.3f}", found < limit))
+    change = _last_change(report["metrics"]["sft"])
+    if change is not None:
+        measured = f"{change:+.1%} over the last quarter of the evaluations"
+        goals.append(_goal("SFT validation loss", "flat: falls by less than 3%", measured, change > -0.03))
     rl, control = tools["rl"], tools["more_sft"]
     goals.append(_goal("RL, unseen values", "at least 90%", _percent(rl), rl["rate"] >= 0.9))
     phrasings = rl["sets"]["phrasings"]
@@ -159,6 +163,14 @@ def _goals(report: Mapping[str, Any], out: Path) -> list[dict[str, Any]]:
     met = both_high or (gain.value > 0 and beyond_two_standard_errors(gain))
     goals.append(_goal("RL against more SFT", "two standard errors above, or both over 95%", measured, met))
     return goals
+
+
+def _last_change(records: Sequence[StepRecord]) -> float | None:
+    """Relative change of SFT's validation loss from three quarters of the way to the end; None with too few points."""
+    losses = [value for record in records if (value := record.extra.get("val_loss")) is not None]
+    if len(losses) < 4:
+        return None
+    return losses[-1] / losses[-1 - len(losses) // 4] - 1
 
 
 def _paired_gain(out: Path) -> Estimate:

@@ -142,7 +142,30 @@ def _own_corpus(tokens: float) -> DataConfig:
 
 def speedrun() -> SpeedrunConfig:
     """The whole recipe in at most 20 minutes on two cores."""
-    return SpeedrunConfig(pretrain=tiny_pretrain())
+    return SpeedrunConfig(
+        pretrain=tiny_pretrain(),
+        synth=SynthConfig(attempts=5_000),
+        sft=SFTConfig(
+            optim=OptimConfig(lr=3e-3),
+            train=TrainConfig(
+                steps=130,
+                batch_tokens=8_192,
+                micro_batch_tokens=8_192,
+                warmup_steps=8,
+                decay_steps=80,
+                checkpoint_every=30,
+                eval_every=13,
+            ),
+        ),
+        rl=RLConfig(
+            steps=12,
+            pool_tasks=256,
+            token_budget=128,
+            critic_pairs=2,
+            checkpoint_every=4,
+            optim=OptimConfig(lr=4e-4),
+        ),
+    )
 
 
 def smoke() -> SpeedrunConfig:
