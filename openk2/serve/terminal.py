@@ -36,6 +36,11 @@ class Chat:
         context_length: int,
         out: TextIO = sys.stdout,
     ) -> None:
+        if params.max_new_tokens >= context_length:
+            raise ValueError(
+                f"chat: saw {params.max_new_tokens} new tokens a message, expected fewer than the {context_length} "
+                "of the model's context"
+            )
         self.generate, self.codec, self.params, self.context_length, self.out = (
             generate,
             codec,
@@ -52,7 +57,12 @@ class Chat:
         """Answer `text`, running the tools that the model calls."""
         self.messages.append({"role": "user", "content": text})
         for round_number in range(MAX_ROUNDS):
-            reply = self._reply(round_number)
+            prompt = self._prompt()
+            if len(prompt) >= self.context_length:
+                self._line(f"(too long for the context of {self.context_length} tokens; this turn was dropped)", DIM)
+                self._forget_last_turn()
+                return
+            reply = self._reply(prompt, round_number)
             self.messages.append(reply)
             if reply.get("malformed"):
                 self._line(f"(malformed: {reply.pop('malformed')})", DIM)
@@ -71,8 +81,11 @@ class Chat:
     def close(self) -> None:
         self.environment.close()
 
-    def _reply(self, round_number: int) -> Message:
-        prompt = self._prompt()
+    def _forget_last_turn(self) -> None:
+        last = max(index for index, message in enumerate(self.messages) if message["role"] == "user")
+        del self.messages[last:]
+
+    def _reply(self, prompt: list[int], round_number: int) -> Message:
         parser = StreamParser(self.codec)
 
         def show(_sequence: int, token: int) -> None:

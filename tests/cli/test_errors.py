@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from small_checkpoint import talk_line, write_lines
 
+import openk2
 from openk2 import cli
 from openk2.cli import main
 from openk2.observe.lock import RunLock
@@ -26,7 +27,9 @@ def test_every_command_has_help_with_an_example(command: str, capsys: pytest.Cap
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])
     assert end.value.code == 0
-    assert f"example:\n  openk2 {command} " in capsys.readouterr().out.replace("openk2 speedrun\n", "openk2 speedrun \n")
+    assert f"example:\n  openk2 {command} " in capsys.readouterr().out.replace(
+        "openk2 speedrun\n", "openk2 speedrun \n"
+    )
 
 
 def test_the_list_of_commands_is_whole(capsys: pytest.CaptureFixture[str]) -> None:
@@ -144,19 +147,29 @@ def test_a_folder_in_use_is_refused(checkpoint: Path, tmp_path: Path, capsys: py
 
 
 def test_another_config_in_a_begun_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["pretrain", "tiny", "--data", str(own_text(tmp_path / "t")), "--out", str(tmp_path / "r"), *SHORT.split()]
+    command = [
+        "pretrain",
+        "tiny",
+        "--data",
+        str(own_text(tmp_path / "t")),
+        "--out",
+        str(tmp_path / "r"),
+        *SHORT.split(),
+    ]
     assert main(command) == 0
     capsys.readouterr()
-    assert main([*command, "--optim.lr", "1e-3"]) == 2
+    assert main([*command, "--optim.lr", "1.23e-3"]) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "saw optim.lr = 0.001, expected 0.003" in error
+    assert error.count("\n") == 1 and "saw optim.lr = 0.00123, expected 0.0" in error
 
 
 def test_a_full_disk_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """On a real small file system where one can be mounted; the room runs out while the run is writing."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True, check=False
+    )
     if mounted.returncode:
         pytest.skip("no file system can be mounted here")
     try:
@@ -183,6 +196,8 @@ def test_the_module_is_the_command() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "openk2", "--version"], capture_output=True, text=True, check=True, timeout=60
     )
-    assert done.stdout == f"openk2 {cli.__version__}\n"
-    done = subprocess.run([sys.executable, "-m", "openk2", "params", "tinny"], capture_output=True, text=True, timeout=60)
+    assert done.stdout == f"openk2 {openk2.__version__}\n"
+    done = subprocess.run(
+        [sys.executable, "-m", "openk2", "params", "tinny"], capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr

@@ -1,4 +1,4 @@
-"""The whole recipe as a user runs it, on a model of a few thousand parameters: what it leaves, and that it can be killed.
+"""The whole recipe as a user runs it, on a very small model: what it leaves behind, and that it can be killed.
 
 The text is a handful of the interpreter's own files (`--pretrain.data.path`), so no data package is needed; PATH
 holds no C++ compiler, so no kernel is compiled.
@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -120,15 +121,17 @@ def test_the_report_has_every_figure(finished: Path) -> None:
         assert figures["sets"]["freehand"]["n"] >= 50 and figures["sets"]["phrasings"]["n"] >= 50
     assert report["critic"]["verdict"] and len(report["samples"]) == 4
     assert report["config"]["rl"]["steps"] == 3 and report["seed"] == 0
-    assert report["parameters"]["total"] == sum(t.numel() for t in openk2.load(finished / "base")[0].state_dict().values())
+    assert report["parameters"]["total"] == sum(
+        t.numel() for t in openk2.load(finished / "base")[0].state_dict().values()
+    )
 
 
 def test_the_page_is_whole_and_self_contained(finished: Path) -> None:
     page = (finished / "report.html").read_text()
-    assert page.startswith("<!doctype html>") and page.rstrip().endswith("</html>")
+    assert page.lower().startswith("<!doctype html>") and page.rstrip().endswith("</html>")
     for section in ("goals", "pretraining", "experts", "tools", "samples", "trajectories", "cost"):
         assert f'id="{section}"' in page
-    assert "<script" not in page and "<link" not in page and 'src="http' not in page
+    assert "<script" not in page and not re.search(r'(?:src|href)="(?!data:|#)', page)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -153,12 +156,10 @@ def test_transformers_gives_our_logits_and_our_ids(finished: Path, variant: str)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     assert codec is not None
-    messages = [{"role": "user", "content": "What is 6*7? <|im_end|>"}]
+    messages = [{"role": "user", "content": "What is 6*7?"}]
     ids = codec.encode(messages, add_generation_prompt=True).ids
-    found = tokenizer.apply_chat_template(messages[:0] + [{"role": "user", "content": "What is 6*7?"}],
-                                          add_generation_prompt=True)  # fmt: skip
-    found = found["input_ids"] if not isinstance(found, list) else found
-    assert tuple(found) == codec.encode([{"role": "user", "content": "What is 6*7?"}], add_generation_prompt=True).ids
+    found = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+    assert tuple(found["input_ids"]) == ids
     with torch.no_grad():
         ours, expected = model(torch.tensor([ids])), theirs(torch.tensor([ids])).logits
     assert torch.allclose(ours, expected, atol=1e-4, rtol=1e-4)

@@ -124,7 +124,7 @@ def test_control_characters_of_model_and_tools_are_shown_not_obeyed() -> None:
     talk.environment.call = hostile  # type: ignore[method-assign]
     talk.say("Note it.")
     text = out.getvalue()
-    assert not any(ord(c) < 32 and c != "\n" or 127 <= ord(c) < 160 or c == "\u202e" for c in text)
+    assert not any((ord(c) < 32 and c != "\n") or 127 <= ord(c) < 160 or c == "\u202e" for c in text)
     assert r"\x1b[2Jwiped\u202e\x07" in text and r"\x1b]0;title\x07\x9b31m" in text
 
 
@@ -146,6 +146,21 @@ def test_old_turns_are_dropped_where_the_context_is_full() -> None:
     assert "Question 5?" in last and "Question 0?" not in last and "You use tools." in last
     assert len(CODEC.encode(talk.system + talk.messages).ids) <= 160
     assert talk.messages[0]["role"] == "user", "whole turns are dropped"
+
+
+def test_a_turn_longer_than_the_context_is_told_and_the_chat_goes_on() -> None:
+    script = Script(says("Fine."))
+    talk, out = chat(script, tools=(), context_length=100)
+    talk.say("word " * 400)
+    assert out.getvalue() == "(too long for the context of 100 tokens; this turn was dropped)\n"
+    assert not talk.messages and not script.prompts
+    talk.say("Short?")
+    assert out.getvalue().endswith("Fine.\n")
+
+
+def test_messages_as_long_as_the_context_are_refused() -> None:
+    with pytest.raises(ValueError, match="saw 16 new tokens a message, expected fewer than the 16"):
+        chat(Script(), tools=(), context_length=16)
 
 
 def test_a_model_that_calls_for_ever_is_stopped() -> None:

@@ -28,7 +28,7 @@ def talk_task(number: int, answer: str = "yes") -> Task:
 
 def rollout(answer: str, success: bool, *, truncated: bool = False) -> Rollout:
     messages = [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": answer}]
-    ids = CODEC.tokenizer.encode(answer) + [CODEC.tokenizer.im_end_id]
+    ids = [*CODEC.tokenizer.encode(answer), CODEC.tokenizer.im_end_id]
     outcome = PASSED if success else FAILED
     return Rollout(talk_task(0), ids, [True] * len(ids), [-1.0] * len(ids), messages, outcome, truncated)
 

@@ -180,6 +180,6 @@ def test_a_bandit_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     )  # fmt: skip
     console = Console(stream=io.StringIO())
     loop.rl(config, small_model(), CODEC, talk_dialogues(4), tmp_path / "rl", console, make_sampler=Engine)
-    rewards = [record.extra["reward_mean"] for record in read_metrics(tmp_path / "rl" / "metrics.jsonl")]
+    rewards = [record.extra["reward_mean"] or 0.0 for record in read_metrics(tmp_path / "rl" / "metrics.jsonl")]
     assert abs(rewards[0] - 0.5) < 0.2
     assert min(rewards[-3:]) > 0.7

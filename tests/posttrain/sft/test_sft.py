@@ -65,7 +65,9 @@ def test_the_same_command_again_only_reads(
 def test_other_data_in_the_same_folder_is_refused(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert sft(checkpoint, write_lines(tmp_path / "a.jsonl", *[talk_line(str(n)) for n in range(8)]), tmp_path / "r") == 0
+    assert (
+        sft(checkpoint, write_lines(tmp_path / "a.jsonl", *[talk_line(str(n)) for n in range(8)]), tmp_path / "r") == 0
+    )
     capsys.readouterr()
     assert sft(checkpoint, write_lines(tmp_path / "b.jsonl", talk_line("Else?")), tmp_path / "r") == 2
     assert "use a new folder" in capsys.readouterr().err
@@ -84,12 +86,28 @@ BROKEN = {
     "not an object": ("[1]", "the line: saw [1]", "expected an object"),
     "no messages": ({"prompt": "hi"}, "messages: saw nothing", "expected a list"),
     "missing role": (without(talk_line(), 0, "role"), "messages[0].role: saw nothing", "expected one of"),
-    "no assistant message": ({"messages": talk_line()["messages"][:1]}, 'messages: saw ["user"]', "at least one assistant"),
-    "result without a call": (tool_line(result_id="other"), 'messages[2].tool_call_id: saw "other"', "a call not answered"),
-    "undeclared tool": ({**tool_line(), "tools": []}, 'function.name: saw "calculator"', "expected a declared tool (none)"),
+    "no assistant message": (
+        {"messages": talk_line()["messages"][:1]},
+        'messages: saw ["user"]',
+        "at least one assistant",
+    ),
+    "result without a call": (
+        tool_line(result_id="other"),
+        'messages[2].tool_call_id: saw "other"',
+        "a call not answered",
+    ),
+    "undeclared tool": (
+        {**tool_line(), "tools": []},
+        'function.name: saw "calculator"',
+        "expected a declared tool (none)",
+    ),
     "arguments not JSON": (tool_line(arguments="6*7"), 'function.arguments: saw "6*7"', "expected JSON"),
-    "arguments outside the schema": (tool_line(arguments='{"x": 1}'), "function.arguments", "expected what calculator declares"),
-}  # fmt: skip
+    "arguments outside the schema": (
+        tool_line(arguments='{"x": 1}'),
+        "function.arguments",
+        "expected what calculator declares",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", BROKEN)
