@@ -82,7 +82,8 @@ def _verify_stage(stage: str, command: list[str], steps: int, folder: Path, cons
 def _final(folder: Path) -> dict[str, Any]:
     found = load_latest(folder / "checkpoints")
     assert found is not None, f"{folder} has no checkpoint"
-    return {"step": found[0], **found[1]}
+    # The step's record stands beside these and holds clock times, which no two runs share.
+    return {"step": found[0], **{part: found[1][part] for part in ("model", "optimizer", "cursor")}}
 
 
 def first_difference(left: Any, right: Any, name: str = "") -> str | None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,7 +22,7 @@ import torch
 from openk2.checkpoint.native import load_latest, save_checkpoint
 from openk2.model.model import Model
 from openk2.observe.console import Console, step_line
-from openk2.observe.metrics import MetricsWriter, StepRecord, load_summary
+from openk2.observe.metrics import MetricsWriter, StepRecord, load_summary, read_metrics
 from openk2.optim.muonclip import MuonClip
 from openk2.optim.schedule import wsd
 from openk2.train.batch import MicroBatch
@@ -79,51 +79,64 @@ def fit(plan: Plan, model: Model, optimizer: MuonClip, folder: Path, console: Co
     peak = matmul_flops_per_s(model.compute_dtype)
     started = time.perf_counter()
     with MetricsWriter(folder / "metrics.jsonl") as metrics, _CtrlC() as ctrl_c:
-        metrics.truncate_after(begun)
         for step in range(begun, plan.steps):
             begin = time.perf_counter()
             given = plan.source(step)
-            lr = plan.peak_lr * wsd(
-                step,
-                steps=plan.steps,
-                warmup_steps=plan.warmup_steps,
-                decay_steps=plan.decay_steps,
-                final_ratio=plan.final_lr_ratio,
-            )
             result = train_step(
                 model,
                 optimizer,
                 given.micro_batches,
-                lr=lr,
+                lr=_learning_rate(plan, step),
                 balance_loss_alpha=plan.balance_loss_alpha,
                 bias_update_rate=plan.bias_update_rate,
             )
-            seconds = time.perf_counter() - begin
-            done = step + 1
+            done, now = step + 1, time.perf_counter()
+            eta = (now - started) / (done - begun) * (plan.steps - done)
             extra = {**given.extra, **(plan.after() if plan.after else {})}
-            if plan.evaluate and plan.eval_every and (done % plan.eval_every == 0 or done == plan.steps):
-                extra |= {f"val_{name}": value for name, value in plan.evaluate().items()}
-            elapsed = time.perf_counter() - started
-            record = _record(
-                plan, done, result, seconds, peak, lr, extra, elapsed / (done - begun) * (plan.steps - done)
-            )
+            record = _record(plan, done, result, now - begin, peak, extra, eta)
+            stop = ctrl_c.pressed
+            if stop or done == plan.steps or done % plan.checkpoint_every == 0:
+                # Before the evaluation, which may run out of memory, and with the record, which a kill now would lose.
+                state = {**pack(model, optimizer, plan.cursor()), "record": record.to_json()}
+                save_checkpoint(folder / "checkpoints", done, state)
+            record = _evaluated(plan, record)
             metrics.write(record)
             console.line(step_line(record, plan.steps))
-            stop = ctrl_c.pressed
-            # After the record: killed in between, the step is taken again; the other way round its record were lost.
-            if stop or done == plan.steps or done % plan.checkpoint_every == 0:
-                save_checkpoint(folder / "checkpoints", done, pack(model, optimizer, plan.cursor()))
             if stop:
                 raise Interrupted(f"{plan.stage}: stopped at step {done}, saved in {folder}; the same command goes on")
 
 
+def _learning_rate(plan: Plan, step: int) -> float:
+    return plan.peak_lr * wsd(
+        step,
+        steps=plan.steps,
+        warmup_steps=plan.warmup_steps,
+        decay_steps=plan.decay_steps,
+        final_ratio=plan.final_lr_ratio,
+    )
+
+
+def _evaluated(plan: Plan, record: StepRecord) -> StepRecord:
+    """The record with the validation figures, if they are due."""
+    due = plan.eval_every and (record.step % plan.eval_every == 0 or record.step == plan.steps)
+    if plan.evaluate is None or not due:
+        return record
+    figures = {f"val_{name}": value for name, value in plan.evaluate().items()}
+    return replace(record, extra={**record.extra, **figures})
+
+
 def _resume(plan: Plan, model: Model, optimizer: MuonClip, folder: Path, console: Console) -> int:
+    """The step to go on from; the metrics then hold the records of exactly the steps before it."""
     found = load_latest(folder / "checkpoints", warn=console.warn)
-    if found is None:
-        return 0
-    step, state = found
-    plan.restore(unpack(state, model, optimizer))
-    console.line(f"{plan.stage}: going on from step {step} of {plan.steps}")
+    step = 0 if found is None else found[0]
+    if found is not None:
+        plan.restore(unpack(found[1], model, optimizer))
+        console.line(f"{plan.stage}: going on from step {step} of {plan.steps}")
+    with MetricsWriter(folder / "metrics.jsonl") as metrics:
+        metrics.truncate_after(step)
+        written = read_metrics(folder / "metrics.jsonl")
+        if found is not None and (not written or written[-1].step < step):
+            metrics.write(_evaluated(plan, StepRecord.from_json(found[1]["record"])))
     return step
 
 
@@ -133,7 +146,6 @@ def _record(
     result: StepResult,
     seconds: float,
     peak: float,
-    lr: float,
     extra: Mapping[str, float],
     eta: float,
 ) -> StepRecord:
@@ -155,7 +167,7 @@ def _record(
         bits_per_byte=bits / plan.bytes_per_token if plan.bytes_per_token else None,
         matmul_share=plan.flops_per_token * result.tokens / seconds / peak if plan.flops_per_token else None,
         grad_norm=result.report.grad_norm,
-        lr=lr,
+        lr=_learning_rate(plan, step - 1),
         update_rms=result.report.update_rms,
         max_logit=float(result.max_scores.max()),
         clipped_heads=0 if gamma is None else int((gamma < 1).sum()),

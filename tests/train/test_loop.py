@@ -91,7 +91,8 @@ def assert_ended_alike(folder: Path, whole: Path) -> None:
     assert [record["step"] for record in records(folder)] == list(range(1, STEPS + 1))
     ours, theirs = load_latest(folder / "checkpoints"), load_latest(whole / "checkpoints")
     assert ours is not None and theirs is not None and ours[0] == theirs[0] == STEPS
-    assert same_tensors(ours[1], theirs[1])
+    parts = ("model", "optimizer", "cursor")  # the record kept beside them holds clock times
+    assert all(same_tensors(ours[1][part], theirs[1][part]) for part in parts)
 
 
 @pytest.fixture(scope="module")
@@ -213,16 +214,16 @@ def test_ctrl_c_finishes_the_step_and_saves_it(tmp_path: Path, whole: Path):
 
 
 def test_ctrl_c_while_it_evaluates_is_saved_too(tmp_path: Path):
-    """Step 4 is evaluated and no checkpoint is due: what the message says is saved must be there."""
+    """Step 4 is evaluated and no checkpoint is due: one more step is taken, and what the message says is saved is."""
 
     def evaluate() -> dict[str, float]:
         interrupt()
         return {"loss": 1.0}
 
-    with pytest.raises(Interrupted, match="stopped at step 4"):
+    with pytest.raises(Interrupted, match="stopped at step 5"):
         Run(tmp_path, evaluate=evaluate).fit()
     found = load_latest(tmp_path / "checkpoints")
-    assert found is not None and found[0] == 4 and found[1]["cursor"] == {"drawn": 4}
+    assert found is not None and found[0] == 5 and found[1]["cursor"] == {"drawn": 5}
 
 
 def test_a_second_ctrl_c_ends_at_once(tmp_path: Path):
