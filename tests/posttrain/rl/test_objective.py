@@ -26,6 +26,7 @@ def test_descent_raises_better_samples_and_stops_where_the_ratio_has_paid_for_th
     log_prob = torch.tensor([-5.0, -5.0, -3.0], requires_grad=True)
     advantage = torch.tensor([0.5, -0.5, 0.2])
     regularised_squared_error(log_prob, torch.tensor([-5.0, -5.0, -5.0]), advantage, 0.1).sum().backward()
+    assert log_prob.grad is not None
     # d/dx (a - tau (x - old))^2 = -2 tau (a - tau (x - old)); the third one has log-ratio a / tau = 2.
     assert torch.allclose(log_prob.grad, torch.tensor([-0.1, 0.1, 0.0]), atol=1e-7)
 
