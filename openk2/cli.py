@@ -402,7 +402,7 @@ def _add_params(commands: Any) -> None:
 
 
 def _params(arguments: argparse.Namespace) -> None:
-    from openk2.params import count, describe
+    from openk2.commands.params import count, describe
 
     figures = count(arguments.preset, arguments.context)
     _console(arguments).result(json.dumps(figures, indent=2) if arguments.json else describe(figures))
@@ -427,7 +427,7 @@ def _audit(arguments: argparse.Namespace) -> None:
     from openk2.recipes import pretrain_recipe
 
     config = _overridden(pretrain_recipe(arguments.preset), arguments)
-    from openk2.params import audit_table
+    from openk2.commands.params import audit_table
 
     _console(arguments).result(audit_table(config, as_json=arguments.json))
 
@@ -442,8 +442,8 @@ def _add_show_sample(commands: Any) -> None:
 
 def _show_sample(arguments: argparse.Namespace) -> None:
     from openk2.chat.codec import Codec
+    from openk2.commands.show_sample import coloured
     from openk2.data.dialogues import read_dialogues
-    from openk2.show_sample import coloured
 
     dialogues = read_dialogues(arguments.data)
     if not 0 <= arguments.index < len(dialogues):
@@ -470,7 +470,7 @@ def _add_verify_resume(commands: Any) -> None:
 
 
 def _verify_resume(arguments: argparse.Namespace) -> int:
-    from openk2.verify_resume import verify
+    from openk2.commands.verify_resume import verify
 
     stages = [name.strip() for name in arguments.stages.split(",")]
     return verify(arguments.preset, stages, arguments.steps, arguments.out, _console(arguments), as_json=arguments.json)

@@ -23,12 +23,14 @@ from openk2.config.serialize import digest
 from openk2.data.dialogues import read_dialogues
 from openk2.data.loader import validation_texts
 from openk2.engine.engine import Engine
-from openk2.evaluate import EvalSettings, Result, evaluate
+from openk2.evaluate import EvalSettings, Result, evaluate, load_set
+from openk2.evaluate.dataset_files import subset
 from openk2.evaluate.tasks.bits_per_byte import BitsPerByte
 from openk2.evaluate.tasks.tools import ToolCalls
 from openk2.model.model import Model
 from openk2.observe.console import Console
 from openk2.observe.files import write_atomic
+from openk2.observe.lock import RunLock
 from openk2.observe.memory import peak_rss_bytes, wall_since_process_start
 from openk2.observe.metrics import read_metrics
 from openk2.observe.report import write_report
@@ -37,11 +39,17 @@ from openk2.posttrain.rl.critic import Trust
 from openk2.posttrain.sft import sft
 from openk2.posttrain.synth import held_out_tasks, synthesise
 from openk2.pretrain import pretrain
+from openk2.protocols import Task
 from openk2.speedrun_report import assemble
 
 
 def speedrun(config: SpeedrunConfig, out: Path, console: Console) -> Path:
     """Run or resume the recipe in `out`; returns the path of report.html."""
+    with RunLock(out):
+        return _run(config, out, console)
+
+
+def _run(config: SpeedrunConfig, out: Path, console: Console) -> Path:
     stages = Stages(out, config, console)
     command = "openk2 " + " ".join(sys.argv[1:])
 
@@ -110,13 +118,23 @@ class Stages:
         out.mkdir(parents=True, exist_ok=True)
         self.path, self.console = out / "stages.json", console
         self.digest = digest(config)
-        kept: dict[str, Any] = (
-            json.loads(self.path.read_text()) if self.path.exists() else {"config": self.digest, "stages": []}
-        )
+        kept = self._read()
         if kept["config"] != self.digest:
             raise ValueError(f"{out}: saw a speedrun of another config, expected the same one; use another --out")
         self.finished: list[dict[str, Any]] = kept["stages"]
         self._first = not self.finished
+
+    def _read(self) -> dict[str, Any]:
+        if not self.path.exists():
+            return {"config": self.digest, "stages": []}
+        try:
+            kept: dict[str, Any] = json.loads(self.path.read_text())
+        except ValueError as error:
+            raise ValueError(
+                f"{self.path}: saw broken JSON ({error}), expected the record of finished stages; delete it and each "
+                "stage is checked again"
+            ) from None
+        return kept
 
     def run(self, name: str, stage: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """The stage's figures: those kept, or those of running it now."""
@@ -161,8 +179,7 @@ def _measure(variant: Path, out: Path, stage: str, config: SpeedrunConfig, conso
     limit = config.evaluate.tool_tasks
     tasks: list[Any] = [
         ToolCalls("held_out", held_out_tasks(limit, config.evaluate.seed)),
-        "phrasings",
-        "freehand",
+        *(ToolCalls(name, _subset(name, config)) for name in ("phrasings", "freehand")),
     ]
     if stage in ("base", "rl"):
         length = config.pretrain.train.sequence_length
@@ -188,6 +205,10 @@ def _measure(variant: Path, out: Path, stage: str, config: SpeedrunConfig, conso
     )
     console.line(f"{stage}: measured in {time.monotonic() - started:.0f} s")
     return {name: _figures(result) for name, result in results.items()}
+
+
+def _subset(name: str, config: SpeedrunConfig) -> list[Task]:
+    return subset(load_set(name), config.evaluate.set_tasks, config.evaluate.seed, name)
 
 
 def _figures(result: Result) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def assemble(
         "tool_success": {name: _tool_figures(found) for name, found in results.items()},
         "max_logit": max(record.max_logit or 0.0 for record in metrics["pretrain"]),
         "clipped_heads": sum(record.clipped_heads or 0 for record in metrics["pretrain"]),
-        "stages": [{key: stage[key] for key in ("name", "wall_s", "peak_rss_bytes")} for stage in stages],
+        "stages": [_stage(stage, out) for stage in stages],
         "metrics": metrics,
         "synth": manifest,
         "critic": critic,
@@ -64,6 +64,15 @@ def assemble(
     }
     report["goals"] = _goals(report, out)
     return report
+
+
+def _stage(stage: Mapping[str, Any], out: Path) -> dict[str, Any]:
+    """Time and memory of a stage; after a kill the time is that of its last attempt, and the summary says so."""
+    shown = {key: stage[key] for key in ("name", "wall_s", "peak_rss_bytes")}
+    record = out / stage["name"].replace(" ", "_") / "run.json"
+    if record.exists() and json.loads(record.read_text())["resumes"]:
+        shown["summary"] = "taken up again after a stop; the time is that of the last attempt"
+    return shown
 
 
 def _results(folder: Path) -> dict[str, Any]:

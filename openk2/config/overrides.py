@@ -80,7 +80,7 @@ def _unknown(specs: dict[str, FieldSpec], word: str, key: str) -> str:
     expected = "--SECTION.NAME VALUE" if not key.startswith("--") else f"an option of {where}"
     if key.startswith("--") and not guesses:
         expected += _listed(siblings)
-    hint = f"; did you mean {' or '.join(guesses)}?" if guesses else "; --help lists them all"
+    hint = f"; did you mean {' or '.join(guesses)}?" if guesses else "; --list-settings lists them all"
     return f"{word}: saw an unknown option, expected {expected}{hint}"
 
 

@@ -204,12 +204,13 @@ class RLConfig:
 @dataclass(frozen=True)
 class EvaluateConfig:
     tool_tasks: int = 200  # items of the held-out numbers-and-names set
+    set_tasks: int | None = None  # items of each hand-written set; all of them if none
     max_new_tokens: int = 96  # per assistant turn
     samples: int = 8  # shown in the report: the first ones, unselected
     seed: int = 1234
 
     def __post_init__(self) -> None:
-        _check("evaluate", self, at_least_1="tool_tasks max_new_tokens", at_least_0="samples")
+        _check("evaluate", self, at_least_1="tool_tasks set_tasks max_new_tokens", at_least_0="samples")
 
 
 @dataclass(frozen=True)

@@ -194,8 +194,8 @@ def smoke() -> SpeedrunConfig:
         pretrain=PretrainConfig(model=model, data=DataConfig(max_bytes=1_000_000, val_bytes=16_384), train=short),
         synth=SynthConfig(attempts=120),
         sft=SFTConfig(train=short),
-        rl=RLConfig(steps=2, prompts_per_step=2, group_size=4, token_budget=48, checkpoint_every=1),
-        evaluate=EvaluateConfig(tool_tasks=12, max_new_tokens=48, samples=2),
+        rl=RLConfig(steps=2, prompts_per_step=2, group_size=4, pool_tasks=16, token_budget=48, checkpoint_every=1),
+        evaluate=EvaluateConfig(tool_tasks=12, set_tasks=12, max_new_tokens=32, samples=2),
     )
 
 

@@ -171,7 +171,9 @@ class Trainer:
             return []
         rng = random.Random(f"ptx/{self.config.seed}/{step}")
         chosen = rng.sample(self.ptx, min(self.config.ptx_examples, len(self.ptx)))
-        batch = pack_examples(chosen, ROW_TOKENS, self.codec.tokenizer.pad_id).batch
+        longest = max(len(ids) for ids, _ in chosen)
+        length = min(max(ROW_TOKENS, longest), self.policy.config.max_position_embeddings)
+        batch = pack_examples(chosen, length, self.codec.tokenizer.pad_id).batch
 
         def weighted(weights: Tensor) -> Objective:
             # Summed over a dialogue's tokens and averaged over dialogues: the unit of the policy's objective.

@@ -168,4 +168,3 @@ def _manifest(config: SynthConfig, tally: _Tally, text: str) -> dict[str, Any]:
             {"name": "answers of mcp-server-git over a generated repository, recorded", "licence": "MIT"},
         ],
     }
-

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -130,8 +129,10 @@ def _run_and_kill(command: Sequence[str], metrics: Path, after: int) -> int:
             if recorded >= after:
                 break
             time.sleep(_POLL_S)
+        if process.poll() is not None:
+            raise ValueError("verify-resume: the run ended before it could be killed; give more --steps")
     finally:
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         process.wait()
     return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
 
