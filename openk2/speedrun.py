@@ -36,6 +36,7 @@ from openk2.observe.metrics import read_metrics
 from openk2.observe.report import write_report
 from openk2.posttrain.rl import rl
 from openk2.posttrain.rl.critic import Trust
+from openk2.posttrain.rl.loop import pool_dialogues
 from openk2.posttrain.sft import sft
 from openk2.posttrain.synth import held_out_tasks, synthesise
 from openk2.pretrain import pretrain
@@ -87,7 +88,7 @@ def _run(config: SpeedrunConfig, out: Path, console: Console) -> Path:
         return _critic_figures(records[0])
 
     def control() -> dict[str, Any]:
-        same = [d for d in dialogues if not d.held_out and d.task is not None][: config.rl.pool_tasks]
+        same = pool_dialogues(dialogues, config.rl)
         kept_back = [d for d in dialogues if d.held_out]
         settings = control_config(config, out)
         _tune(

@@ -146,7 +146,7 @@ class SynthConfig:
     attempts: int = 6000
     plain_fraction: float = 0.1  # plain dialogues beside the trajectories, of their number
     critique_fraction: float = 0.1  # pairs that teach the policy to judge, of their number
-    error_rate: float = 0.05  # of the teacher's turns that are made wrong on purpose, so that judging has work
+    error_rate: float = 0.02  # of the teacher's turns that are made wrong on purpose, so that judging has work
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -178,6 +178,7 @@ class RLConfig:
     token_budget: int = 96  # sampled tokens per dialogue; beyond it the sample is cut and penalised
     budget_penalty: float = 0.5
     pool_tasks: int = 384  # training tasks that prompts are drawn from, hard ones more often
+    max_user_turns: int = 2  # longer tasks are left to SFT: one reward says little about many turns
     warmup_steps: int = 2
     ptx_weight: float = 0.1  # of the supervised loss on a few SFT trajectories, each step
     ptx_examples: int = field(default=16, metadata=_needs("ptx_weight", "nonzero"))
@@ -193,7 +194,7 @@ class RLConfig:
         _check(
             "rl",
             self,
-            at_least_1="steps prompts_per_step pool_tasks ptx_examples token_budget micro_batch_tokens "
+            at_least_1="steps prompts_per_step pool_tasks max_user_turns ptx_examples token_budget micro_batch_tokens "
             "checkpoint_every",
             at_least_2="group_size",  # the baseline is the mean over the others and itself
             above_0="temperature_start temperature_end",

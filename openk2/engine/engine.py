@@ -45,7 +45,7 @@ class Engine:
         self.model.load_state_dict(model.state_dict())
         self._kept = {}
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def __call__(
         self,
         prompts: Sequence[Sequence[int]],
@@ -80,7 +80,7 @@ class Engine:
         }
         return [draft.completion() for draft in drafts]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def score(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """Natural log-probabilities of ids[1:] for each sequence."""
         found: list[np.ndarray] = [np.zeros(0, dtype=np.float32)] * len(sequences)

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+SMALL = 1 << 15  # elements below which a pass over memory costs less than the call of a compiled kernel
 _enabled = False
 
 
@@ -29,6 +30,10 @@ def set_fusion(enabled: bool) -> None:
     """Run the kernels of this module compiled (True) or as written (False, the state at import)."""
     global _enabled
     _enabled = enabled
+    if enabled:
+        # Two sizes that happen to be equal once must not be taken for one: each such guess costs a compilation later.
+        torch.fx.experimental._config.use_duck_shape = False  # type: ignore[attr-defined]
+        torch._dynamo.config.recompile_limit = 64  # dtypes, norm widths and rows of one are compiled apart
 
 
 def fusion_available() -> tuple[bool, str]:
@@ -47,7 +52,10 @@ def _fused(function: Function) -> Function:
 
     @functools.wraps(function)
     def call(*arguments: Any) -> Any:
-        return (compiled if _enabled else function)(*arguments)
+        if not _enabled or arguments[0].numel() < SMALL:
+            return function(*arguments)
+        # Gradient flags and strides are part of what is compiled for: all calls are made alike.
+        return compiled(*(x.detach().contiguous() if isinstance(x, Tensor) else x for x in arguments))
 
     return cast(Function, call)
 

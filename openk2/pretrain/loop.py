@@ -7,6 +7,8 @@ further phases of the same loop.
 
 from __future__ import annotations
 
+import itertools
+import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +22,7 @@ from openk2.config.serialize import to_dict
 from openk2.data.corpus import Corpus, build_corpus, training_texts
 from openk2.data.loader import PretrainLoader, validation_batches
 from openk2.data.prepare import Manifest, prepare
+from openk2.environments import TOOL_NAMES, declarations
 from openk2.model.model import Model
 from openk2.observe.console import Console
 from openk2.plan.flops import plan_flops
@@ -29,6 +32,9 @@ from openk2.train.session import fresh_model, make_optimizer, open_run
 from openk2.train.validation import mean_loss
 
 STAGE = "pretrain"
+# Every dialogue to come carries tool declarations; a vocabulary that never saw one needs half as many tokens again.
+_DECLARATIONS = json.dumps(declarations(TOOL_NAMES))
+DECLARATION_COPIES = 400
 VALIDATION_ROWS = 32  # rows of each domain looked at while training; the evaluation stage reads them all
 
 
@@ -75,7 +81,10 @@ def _text(config: PretrainConfig, path: Path, console: Console) -> tuple[Tokeniz
     else:
         corpus = build_corpus(config.data, console.line)
         console.line(f"training a tokenizer of {config.model.vocab_size:,} entries")
-        tokenizer = Tokenizer.train(training_texts(config.data, corpus), config.model.vocab_size)
+        texts = itertools.chain(
+            training_texts(config.data, corpus), itertools.repeat(_DECLARATIONS, DECLARATION_COPIES)
+        )
+        tokenizer = Tokenizer.train(texts, config.model.vocab_size)
         tokenizer.save(saved)
     return tokenizer, prepare(config.data, tokenizer, path / "data", console.line, corpus)
 

@@ -10,6 +10,7 @@ rollouts, routing replay, several updates per batch.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -53,12 +54,14 @@ class Trainer:
         sampler: Sampler,
     ) -> None:
         self.config, self.policy, self.codec, self.sampler = config, policy, codec, sampler
-        training = [dialogue for dialogue in dialogues if not dialogue.held_out]
-        tasks = [dialogue.task for dialogue in training if dialogue.task is not None]
-        if not tasks:
-            raise ValueError("rl: saw no dialogue with a task to be checked, expected trajectories from openk2 synth")
-        self.pool = PromptPool(tasks[: config.pool_tasks], config.seed)
-        self.ptx = encode_dialogues(training[: config.pool_tasks], codec)
+        chosen = pool_dialogues(dialogues, config)
+        if not chosen:
+            raise ValueError(
+                f"rl: saw no training dialogue with a task of at most {config.max_user_turns} user turns, expected "
+                "trajectories from openk2 synth"
+            )
+        self.pool = PromptPool([dialogue.task for dialogue in chosen if dialogue.task is not None], config.seed)
+        self.ptx = encode_dialogues(chosen, codec)
         self.rubrics = list(load_rubrics().values())
         self.trust = Trust()
         self.mismatch: list[float] = []
@@ -212,6 +215,12 @@ class Trainer:
 def _unbroken(rollouts: Sequence[Rollout]) -> list[Rollout]:
     """Those whose environment worked: only they say something about the policy."""
     return [rollout for rollout in rollouts if rollout.outcome.failure != "environment"]
+
+
+def pool_dialogues(dialogues: Sequence[Dialogue], config: RLConfig) -> list[Dialogue]:
+    """The training dialogues whose tasks make up the pool: the first ones that are short enough."""
+    fitting = (d for d in dialogues if not d.held_out and d.task and len(d.task.turns) <= config.max_user_turns)
+    return list(itertools.islice(fitting, config.pool_tasks))
 
 
 def rl(

@@ -28,7 +28,10 @@ from openk2.protocols import Environment, Task, Turn, task_to_dict
 
 Planned = tuple[str, Ask | talk.Talk]  # a template and what it asks
 
-TWO_TURN_SHARE = 0.27
+TWO_TURN_SHARE = 0.27  # of held-out tasks and plain dialogues
+# Training dialogues go on for longer: the declarations, two thirds of a short dialogue, are read once for all turns.
+NEXT_TURN_SHARE = 0.72
+MAX_TURNS = 6
 TALK_SHARE = 0.08  # of the tasks that open with a turn that needs no tool
 _FORMS = {"q": 3.0, "imp": 2.5, "emb": 2.0, "np": 2.5, "full": 3.0, "tele": 1.0}
 _GIVEN_WEIGHT = 3.0
@@ -130,24 +133,23 @@ def _plan(draw: Draw, world: World, agent: Agent, tool: str) -> list[Planned]:
         tool = rng.choice([name for name in agent.tools])
         return [*planned, _ask(draw, world, tool, "next")] if rng.random() < 0.4 else planned
     planned = [_ask(draw, world, tool, "")]
-    first = planned[0][1]
-    assert isinstance(first, Ask)
-    if rng.random() < TWO_TURN_SHARE:
-        planned.append(_second(draw, world, agent, tool, first))
+    share, limit = (TWO_TURN_SHARE, 2) if draw.held_out else (NEXT_TURN_SHARE, MAX_TURNS)
+    while len(planned) < limit and rng.random() < share:
+        planned.append(_later(draw, world, agent, planned[-1][1]))
     return planned
 
 
-def _second(draw: Draw, world: World, agent: Agent, tool: str, first: Ask) -> Planned:
+def _later(draw: Draw, world: World, agent: Agent, before: Ask | talk.Talk) -> Planned:
     """A later turn: the note read back, the same again with new values, another request, or talk."""
     rng = draw.rng
-    if first.kind == "set" and "get_note" in agent.tools and rng.random() < 0.7:
-        ask = kinds.recall(first)
-        return phrase("recall", (), rng, again="next"), ask
+    kind = before.kind if isinstance(before, Ask) else ""
+    if isinstance(before, Ask) and kind == "set" and "get_note" in agent.tools and rng.random() < 0.7:
+        return phrase("recall", (), rng, again="next"), kinds.recall(before)
     choice = rng.random()
     if choice < 0.15:
         return _say(talk.small_talk(draw, agent.tools, later=True), rng)
-    if choice < 0.45 and f"{first.kind}.again" in GRAMMAR:
-        same = next(maker for maker in KINDS[tool] if _named(maker) == first.kind)
+    if isinstance(before, Ask) and choice < 0.45 and f"{kind}.again" in GRAMMAR:
+        same = next(maker for tool in agent.tools for maker in KINDS[tool] if _named(maker) == kind)
         ask = same(draw, world)
         return phrase(ask.kind, _about(ask), rng, again="same"), ask
     return _ask(draw, world, rng.choice(agent.tools), "next")
