@@ -5,13 +5,13 @@ from __future__ import annotations
 from openk2.config.model import ModelConfig, YarnConfig
 
 TINY = ModelConfig(
-    vocab_size=8192,
+    vocab_size=4096,
     hidden_size=256,
     intermediate_size=768,
     moe_intermediate_size=128,
     num_hidden_layers=4,
     num_attention_heads=4,
-    n_routed_experts=32,
+    n_routed_experts=16,
     num_experts_per_tok=4,
     n_shared_experts=1,
     q_lora_rank=128,
@@ -21,6 +21,7 @@ TINY = ModelConfig(
     v_head_dim=64,
     routed_scaling_factor=2.0,
     max_position_embeddings=2048,
+    initializer_range=0.05,
 )
 
 SMALL = ModelConfig(
