@@ -77,7 +77,7 @@ def test_attention_is_the_sum_over_causal_pairs() -> None:
 
 
 def test_a_dense_model_is_its_own_measure() -> None:
-    dense = dataclasses.replace(MODEL_PRESETS["tiny"], first_k_dense_replace=6)
+    dense = dataclasses.replace(MODEL_PRESETS["tiny"], first_k_dense_replace=MODEL_PRESETS["tiny"].num_hidden_layers)
     assert plan_flops(dense, context=128).dense_ratio == 1.0
 
 

@@ -107,7 +107,7 @@ def test_make_commands_in_the_pages_exist(repository: Path) -> None:
 
 def test_openk2_commands_in_the_pages_exist(repository: Path) -> None:
     shown = [words[1] for page in pages(repository) for words in shown_commands(page) if words[:1] == ["openk2"]]
-    shown += re.findall(r"`openk2 (\S+)", claims.render())
+    shown += re.findall(r"`openk2 ([\w-]+)", claims.render())
     for name in sorted({name for name in shown if not name.startswith("-")}):
         done = subprocess.run(
             [sys.executable, "-c", "import sys; from openk2.cli import main; sys.exit(main())", name, "--help"],

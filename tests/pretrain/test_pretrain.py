@@ -158,7 +158,9 @@ def test_without_its_last_checkpoint_the_run_ends_the_same(run, tmp_path: Path, 
     assert "pretrain: going on from step 4 of 6" in heard.getvalue() and "training a tokenizer" not in heard.getvalue()
     assert same_tensors(dict(resumed.state_dict()), dict(model.state_dict()))
     first, second = load_latest(whole / "checkpoints"), load_latest(folder / "checkpoints")
-    assert first is not None and second is not None and same_tensors(first[1], second[1])
+    assert first is not None and second is not None
+    parts = ("model", "optimizer", "cursor")  # the record kept beside them holds clock times
+    assert all(same_tensors(first[1][part], second[1][part]) for part in parts)
     ours, theirs = read_metrics(folder / "metrics.jsonl"), read_metrics(whole / "metrics.jsonl")
     assert [(r.step, r.loss, r.grad_norm, r.extra) for r in ours] == [
         (r.step, r.loss, r.grad_norm, r.extra) for r in theirs

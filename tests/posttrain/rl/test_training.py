@@ -124,7 +124,7 @@ def test_a_step_without_one_working_environment_ends_in_one_line(monkeypatch: py
 
 
 def test_dialogues_without_a_task_are_refused() -> None:
-    with pytest.raises(ValueError, match="no dialogue with a task"):
+    with pytest.raises(ValueError, match="no training dialogue with a task of at most 2 user turns"):
         trainer(FixedSampler(lambda _: ""), tasks=0)
 
 
