@@ -50,21 +50,14 @@ def pretrain(config: PretrainConfig, path: Path, console: Console) -> tuple[Mode
         rows = train.batch_tokens // train.sequence_length
         micro_rows = train.micro_batch_tokens // train.sequence_length
         loader = PretrainLoader(path / "data", train.sequence_length, rows, train.seed)
-        plan = Plan(
-            stage=STAGE,
-            steps=train.steps,
-            peak_lr=config.optim.lr,
-            warmup_steps=train.warmup_steps,
-            decay_steps=train.decay_steps,
-            final_lr_ratio=train.final_lr_ratio,
-            balance_loss_alpha=train.balance_loss_alpha,
-            bias_update_rate=train.bias_update_rate,
-            checkpoint_every=train.checkpoint_every,
+        plan = Plan.scheduled(
+            STAGE,
+            train,
+            config.optim,
             source=lambda step: StepInput(supervised(loader.next_batch(), micro_rows)),
             cursor=loader.state_dict,
             restore=loader.load_state_dict,
             evaluate=_validation(model, path / "data", manifest, tokenizer, train.sequence_length, micro_rows),
-            eval_every=train.eval_every,
             flops_per_token=plan_flops(config.model, context=train.sequence_length).training,
             bytes_per_token=_bytes_per_token(manifest),
         )

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from openk2.checkpoint.native import load_latest, save_checkpoint
+from openk2.config.run import OptimConfig, TrainConfig
 from openk2.model.model import Model
 from openk2.observe.console import Console, step_line
 from openk2.observe.metrics import MetricsWriter, StepRecord, load_summary, read_metrics
@@ -65,6 +66,23 @@ class Plan:
     eval_every: int = 0
     flops_per_token: float = 0.0
     bytes_per_token: float | None = None
+
+    @classmethod
+    def scheduled(cls, stage: str, train: TrainConfig, optim: OptimConfig, **what: Any) -> Plan:
+        """A plan whose schedule, balance and intervals are those of a config's `train` and `optim` sections."""
+        return cls(
+            stage=stage,
+            steps=train.steps,
+            peak_lr=optim.lr,
+            warmup_steps=train.warmup_steps,
+            decay_steps=train.decay_steps,
+            final_lr_ratio=train.final_lr_ratio,
+            balance_loss_alpha=train.balance_loss_alpha,
+            bias_update_rate=train.bias_update_rate,
+            checkpoint_every=train.checkpoint_every,
+            eval_every=train.eval_every,
+            **what,
+        )
 
 
 class Interrupted(KeyboardInterrupt):

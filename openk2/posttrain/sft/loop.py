@@ -58,21 +58,14 @@ def sft(
         def evaluate() -> Mapping[str, float]:
             return {"loss": mean_loss(base, validation.chunks(micro_rows))}
 
-        plan = Plan(
-            stage=stage,
-            steps=train.steps,
-            peak_lr=config.optim.lr,
-            warmup_steps=train.warmup_steps,
-            decay_steps=train.decay_steps,
-            final_lr_ratio=train.final_lr_ratio,
-            balance_loss_alpha=train.balance_loss_alpha,
-            bias_update_rate=train.bias_update_rate,
-            checkpoint_every=train.checkpoint_every,
+        plan = Plan.scheduled(
+            stage,
+            train,
+            config.optim,
             source=lambda step: StepInput(supervised(loader.next_batch(), micro_rows)),
             cursor=loader.state_dict,
             restore=loader.load_state_dict,
             evaluate=evaluate if validation.num_rows else None,
-            eval_every=train.eval_every,
             flops_per_token=plan_flops(base.config, context=train.sequence_length).training,
         )
         fit(plan, base, optimizer, path, console)
