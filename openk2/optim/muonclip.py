@@ -42,7 +42,8 @@ class MuonClip(torch.optim.Optimizer):
 
     `specs` declare each parameter's route and matrices (`Model.parameter_specs()`),
     `qk_groups` the layers that QK-Clip scales (`Model.qk_groups()`; none: no
-    clip). Each step takes the step's maximum attention scores [L, H]:
+    clip). Without one Muon parameter it refuses to be made, unless `require_muon`
+    is False. Each step takes the step's maximum attention scores [L, H]:
 
         optimizer = MuonClip(model.parameter_specs(), model.qk_groups(), lr=2e-4)
         optimizer.step(max_scores=stats.max_scores)
@@ -62,6 +63,7 @@ class MuonClip(torch.optim.Optimizer):
         adam_betas: tuple[float, float] = (0.9, 0.95),
         adam_eps: float = 1e-8,
         adam_grad_clip: float = 1.0,
+        require_muon: bool = True,
     ) -> None:
         by_route: dict[str, list[ParameterSpec]] = defaultdict(list)
         for spec in specs:
@@ -69,7 +71,7 @@ class MuonClip(torch.optim.Optimizer):
         unknown = set(by_route) - {"muon", "adamw"}
         if unknown:
             raise ValueError(f"MuonClip: saw route {sorted(unknown)[0]!r}, expected 'muon' or 'adamw'")
-        if not by_route["muon"]:
+        if require_muon and not by_route["muon"]:
             raise ValueError(
                 "MuonClip: saw no parameter routed to Muon, expected at least one matrix; "
                 "declare the model's matrices or choose optim.name adamw"
@@ -79,35 +81,35 @@ class MuonClip(torch.optim.Optimizer):
         self.specs = by_route["muon"] + by_route["adamw"]
         muon = {"momentum": momentum, "ns_steps": ns_steps, "update_rms": update_rms}
         adam = {"betas": adam_betas, "eps": adam_eps, "grad_clip": adam_grad_clip}
-        groups: list[dict[str, Any]] = [{"params": [s.parameter for s in by_route["muon"]], "route": "muon", **muon}]
-        if by_route["adamw"]:
-            groups.append({"params": [s.parameter for s in by_route["adamw"]], "route": "adamw", **adam})
+        settings: dict[str, dict[str, Any]] = {"muon": muon, "adamw": adam}
+        groups: list[dict[str, Any]] = [
+            {"params": [spec.parameter for spec in by_route[route]], "route": route, **settings[route]}
+            for route in ("muon", "adamw")
+            if by_route[route]
+        ]
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
         self._spec_of = {id(spec.parameter): spec for spec in self.specs}
 
     @classmethod
-    def from_config(
-        cls, specs: Iterable[ParameterSpec], qk_groups: Sequence[QKGroup], config: OptimConfig
-    ) -> MuonClip | AdamWBaseline:
-        """The optimizer that a run's `optim` section asks for."""
-        betas = (config.adam_beta1, config.adam_beta2)
-        adam: dict[str, Any] = {
-            "adam_betas": betas,
-            "adam_eps": config.adam_eps,
-            "adam_grad_clip": config.adam_grad_clip,
-        }
-        if config.name == "adamw":
-            return AdamWBaseline(specs, lr=config.lr, weight_decay=config.weight_decay, **adam)
+    def from_config(cls, specs: Iterable[ParameterSpec], qk_groups: Sequence[QKGroup], config: OptimConfig) -> MuonClip:
+        """The optimizer that a run's `optim` section asks for.
+
+        `name` "adamw" is the baseline: every parameter takes AdamW's route, and no head is clipped.
+        """
+        baseline = config.name == "adamw"
         return cls(
-            specs,
-            qk_groups,
+            [ParameterSpec(s.name, s.parameter, "adamw", s.role) for s in specs] if baseline else specs,
+            () if baseline else qk_groups,
             lr=config.lr,
             weight_decay=config.weight_decay,
             momentum=config.momentum,
             ns_steps=config.ns_steps,
             update_rms=config.update_rms,
-            qk_clip_tau=config.qk_clip_tau,
-            **adam,
+            qk_clip_tau=None if baseline else config.qk_clip_tau,
+            adam_betas=(config.adam_beta1, config.adam_beta2),
+            adam_eps=config.adam_eps,
+            adam_grad_clip=config.adam_grad_clip,
+            require_muon=not baseline,
         )
 
     @torch.no_grad()
@@ -196,20 +198,3 @@ class MuonClip(torch.optim.Optimizer):
             for parameter, old in zip(parameters, before, strict=True):
                 decayed = old.mul_(1 - group["lr"] * group["weight_decay"])
                 self._count(squares, parameter, decayed.sub_(parameter), 1 / group["lr"])
-
-
-class AdamWBaseline(MuonClip):
-    """Every parameter through AdamW: the baseline that MuonClip is measured against."""
-
-    def __init__(self, specs: Iterable[ParameterSpec], *, lr: float, weight_decay: float, **adam: Any) -> None:
-        self.specs = [ParameterSpec(spec.name, spec.parameter, "adamw", spec.role) for spec in specs]
-        self.qk_groups, self.qk_clip_tau = (), None
-        self._spec_of = {id(spec.parameter): spec for spec in self.specs}
-        group = {
-            "params": [s.parameter for s in self.specs],
-            "route": "adamw",
-            "betas": adam["adam_betas"],
-            "eps": adam["adam_eps"],
-            "grad_clip": adam["adam_grad_clip"],
-        }
-        torch.optim.Optimizer.__init__(self, [group], {"lr": lr, "weight_decay": weight_decay})
