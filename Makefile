@@ -45,7 +45,7 @@ help: ## this list
 install: .venv/.installed ## what the recipe needs
 install-dev: .venv/.installed-dev ## and what the tests need
 
-speedrun: .venv/.installed ## the whole recipe on this computer, at most 20 minutes on 2 cores
+speedrun: .venv/.installed ## the whole recipe on this computer
 	$(BIN)/openk2 speedrun
 
 lint: .venv/.installed-dev ## ruff, mypy and the import contract
