@@ -103,14 +103,7 @@ _CONTROL_RANGES = ((0, 31), (127, 159), (0x202A, 0x202E), (0x2066, 0x2069), (0xD
 
 def _is_control(character: str) -> bool:
     code = ord(character)
-    # C0, DEL and C1; lone surrogates, which no terminal encodes; overrides of the writing direction
-    return (
-        code < 32
-        or 127 <= code < 160
-        or 0xD800 <= code < 0xE000
-        or 0x202A <= code <= 0x202E
-        or 0x2066 <= code <= 0x2069
-    )
+    return any(first <= code <= last for first, last in _CONTROL_RANGES)
 
 
 class Console:

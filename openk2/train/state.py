@@ -21,6 +21,11 @@ def pack(model: Model, optimizer: MuonClip, cursor: dict[str, Any]) -> dict[str,
 def unpack(state: dict[str, Any], model: Model, optimizer: MuonClip) -> dict[str, Any]:
     """Put a checkpoint back; returns the cursor. Names must match exactly."""
     model.load_state_dict(state["model"])
+    unknown = set(state["optimizer"]) - {spec.name for spec in optimizer.specs}
+    if unknown:
+        raise ValueError(
+            f"checkpoint: saw optimizer state of {sorted(unknown)[0]!r}, expected names of the model's own"
+        )
     for spec in optimizer.specs:
         if spec.name in state["optimizer"]:
             optimizer.state[spec.parameter] = dict(state["optimizer"][spec.name])

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from openk2.environments import open_environment
-from openk2.environments.answers import Atom, atoms, states
+from openk2.environments.answers import atoms, states
 from openk2.environments.episode import run_tools
 from openk2.environments.grading import grade
 from openk2.posttrain.synth.rubric import parse_criterion
@@ -101,14 +101,9 @@ def _grounded(task: Task, turns: Turns, match: re.Match[str]) -> bool:
         for message in turn:
             if message["role"] != "assistant":
                 known |= atoms(message["content"])
-            elif not message.get("tool_calls") and not _numbers(message["content"]) <= known:
+            elif not message.get("tool_calls") and not atoms(message["content"]) <= known:
                 return False
     return True
-
-
-def _numbers(answer: str) -> set[Atom]:
-    """The numbers an answer states; a digit inside a name (openk2) is not one."""
-    return atoms(re.sub(r"\b[A-Za-z]+\d+\b", " ", answer))
 
 
 def _mentions(task: Task, turns: Turns, match: re.Match[str]) -> bool:
