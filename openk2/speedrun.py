@@ -185,13 +185,13 @@ def _measure(variant: Path, out: Path, stage: str, config: SpeedrunConfig, conso
     if stage in ("base", "rl"):
         length = config.pretrain.train.sequence_length
         texts = validation_texts(out / "pretrain" / "data", codec.tokenizer)
-        tasks.insert(0, BitsPerByte(texts, context_length=length, stride=length // 2))
+        tasks.insert(0, BitsPerByte(texts, context_length=length, stride=length * 3 // 4))
     settings = EvalSettings(
         variant="base" if stage == "base" else "instruct",
         seed=config.evaluate.seed,
         context_length=model.config.max_position_embeddings,
         max_new_tokens=config.evaluate.max_new_tokens,
-        batch_size=64,
+        batch_size=256,
     )
     started = time.monotonic()
     results = evaluate(

@@ -25,6 +25,7 @@ from openk2.model.moe import Router
 from openk2.protocols import Completion, SamplingParams
 
 PREFILL_TOKENS = 8192  # padded tokens of one prefill or scoring pass
+CATCH_UP_TOKENS = 1024  # padded tokens of one pass over the rests of continued prompts
 
 
 class Engine:
@@ -134,14 +135,13 @@ _Kept = dict[tuple[int, ...], list[Tensor]]
 class _Batch:
     """The running sequences: their cache, one tensor [B, S, C + r] a layer, and their lengths [B].
 
-    `sequences[row]` is the prompt's index; rows that continue a kept sequence
-    come first, those with most left to read before the others.
+    `sequences[row]` is the prompt's index; rows that continue a kept sequence come first.
     """
 
     def __init__(self, model: Model, prompts: Sequence[Sequence[int]], room: int, kept: _Kept) -> None:
         self.model, self.prompts = model, prompts
         found = [_longest_prefix(prompt, kept) for prompt in prompts]
-        order = sorted(range(len(prompts)), key=lambda i: (not found[i], len(found[i]) - len(prompts[i])))
+        order = sorted(range(len(prompts)), key=lambda i: not found[i])
         self.sequences = torch.tensor(order)
         self.num_continued = sum(bool(prefix) for prefix in found)
         self.lengths = torch.tensor([len(found[index]) or len(prompts[index]) for index in order])
@@ -161,13 +161,23 @@ class _Batch:
         return torch.cat([logits for logits, _ in parts]), torch.cat([experts for _, experts in parts], dim=1)
 
     def _catch_up(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Read what is left of continued prompts, one token a step, so that all end at the same step."""
-        left = [list(prompt[length:]) for prompt, length in zip(prompts, self.lengths.tolist(), strict=False)]
-        longest = len(left[0])
-        for step in range(longest):
-            active = sum(len(tokens) >= longest - step for tokens in left)
-            tokens = torch.tensor([row[len(row) - (longest - step)] for row in left[:active]])
-            logits, experts = self._step(tokens, active)
+        """Read what is left of continued prompts in a few passes of similar length, each against its cache."""
+        config = self.model.config
+        starts = self.lengths[: self.num_continued].tolist()
+        ends = [len(prompt) for prompt in prompts]
+        logits = torch.empty(len(prompts), config.vocab_size, dtype=self.model.compute_dtype)
+        experts = torch.empty(config.num_moe_layers, len(prompts), config.num_experts_per_tok, dtype=torch.int64)
+        for rows in _by_length([end - start for start, end in zip(starts, ends, strict=True)], CATCH_UP_TOKENS):
+            index = torch.tensor(rows)
+            length = max(ends[row] - starts[row] for row in rows)
+            # A shorter rest repeats its last token at the same place: the last column is every row's last token.
+            places = [[min(starts[row] + step, ends[row] - 1) for step in range(length)] for row in rows]
+            tokens = [[prompts[row][place] for place in line] for row, line in zip(rows, places, strict=True)]
+            cache = [layer[index, : max(ends[row] for row in rows)] for layer in self.cache]
+            logits[index], experts[:, index] = self.model.decode(torch.tensor(tokens), cache, torch.tensor(places))
+            for layer, read in zip(self.cache, cache, strict=True):
+                layer[index, : read.shape[1]] = read
+        self.lengths[: self.num_continued] = torch.tensor(ends)
         return logits, experts
 
     def _prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -196,13 +206,10 @@ class _Batch:
 
     def decode(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """One step for the running sequences: logits [B, V] and chosen experts [L_moe, B, K]."""
-        return self._step(tokens, len(tokens))
-
-    def _step(self, tokens: Tensor, active: int) -> tuple[Tensor, Tensor]:
-        """Read one token each into the first `active` rows."""
-        self.lengths[:active] += 1
-        longest = int(self.lengths[:active].max())
-        return self.model.decode(tokens, [layer[:active, :longest] for layer in self.cache], self.lengths[:active])
+        self.lengths += 1
+        longest = int(self.lengths.max())
+        cache = [layer[:, :longest] for layer in self.cache]
+        return self.model.decode(tokens[:, None], cache, self.lengths[:, None] - 1)
 
     def shrink(self, going: list[int]) -> None:
         """Keep the rows that go on; the others' latents are put by for the next call."""

@@ -102,21 +102,24 @@ class MultiHeadLatentAttention(nn.Module):
         out = out.transpose(1, 2).reshape(batch * length, -1)
         return F.linear(out, self.o_proj.weight.to(x.dtype)), max_scores, torch.cat((latent, k_rope), dim=-1)
 
-    def decode(self, x: Tensor, cos: Tensor, sin: Tensor, cache: Tensor, lengths: Tensor) -> Tensor:
-        """One new token per sequence against cached latents, without unfolding them.
+    def decode(self, x: Tensor, cos: Tensor, sin: Tensor, cache: Tensor, positions: Tensor) -> Tensor:
+        """New tokens of B sequences against cached latents, without unfolding them.
 
-        x [B, D]; cache [B, S, C + r] whose entry lengths - 1 is this token's
-        (written by the caller from `latents`); lengths [B]. Returns [B, D].
+        x [B * T, D]; cache [B, S, C + r], which holds these tokens' own latents already (written by the caller from
+        `latents`); positions [B, T], each token's place in it. Returns [B * T, D].
         """
         config = self.config
-        q_nope, q_rope = self._queries(x, cos, sin)  # [B, H, n], [B, H, r]
+        batch, length = positions.shape
+        q_nope, q_rope = self._queries(x, cos, sin)  # [B * T, H, n], [B * T, H, r]
         unfold = self.kv_b_proj.weight.to(x.dtype).view(config.num_attention_heads, -1, config.kv_lora_rank)
         to_key, to_value = unfold.split((config.qk_nope_head_dim, config.v_head_dim), dim=1)
-        q_latent = torch.bmm(q_nope.transpose(0, 1), to_key).transpose(0, 1)  # [B, H, C]
-        query = torch.cat((q_latent, q_rope), dim=-1)
-        scores = torch.bmm(query, cache.transpose(1, 2)).float() * self.scale  # [B, H, S]
-        beyond = torch.arange(cache.shape[1], device=x.device) >= lengths[:, None]
-        weights = scores.masked_fill_(beyond[:, None], -torch.inf).softmax(-1).to(x.dtype)
-        mixed = torch.bmm(weights, cache[..., : config.kv_lora_rank])  # [B, H, C]
-        out = torch.bmm(mixed.transpose(0, 1), to_value.transpose(1, 2)).transpose(0, 1)  # [B, H, v]
+        q_latent = torch.bmm(q_nope.transpose(0, 1), to_key).transpose(0, 1)  # [B * T, H, C]
+        query = torch.cat((q_latent, q_rope), dim=-1).view(batch, length * config.num_attention_heads, -1)
+        scores = torch.bmm(query, cache.transpose(1, 2)).float() * self.scale  # [B, T * H, S]
+        beyond = torch.arange(cache.shape[1], device=x.device) > positions[..., None]
+        scores = scores.view(batch, length, -1, cache.shape[1]).masked_fill_(beyond[:, :, None], -torch.inf)
+        weights = scores.softmax(-1).to(x.dtype).view(batch, -1, cache.shape[1])
+        mixed = torch.bmm(weights, cache[..., : config.kv_lora_rank])  # [B, T * H, C]
+        mixed = mixed.view(batch * length, config.num_attention_heads, -1)
+        out = torch.bmm(mixed.transpose(0, 1), to_value.transpose(1, 2)).transpose(0, 1)  # [B * T, H, v]
         return F.linear(out.flatten(1), self.o_proj.weight.to(x.dtype))

@@ -159,30 +159,32 @@ class Model(nn.Module):
         hidden, _ = self.hidden_states(input_ids)
         return self.logits(hidden).view(*input_ids.shape, -1)
 
-    def decode(self, input_ids: Tensor, cache: list[Tensor], lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """One new token per sequence.
+    def decode(self, input_ids: Tensor, cache: list[Tensor], positions: Tensor) -> tuple[Tensor, Tensor]:
+        """T new tokens of each sequence.
 
-        input_ids [B]; cache: per layer [B, S, C + r], written in place at
-        index lengths - 1; lengths [B] count the new token. Returns logits
-        [B, V] and the chosen experts [L_moe, B, K].
+        input_ids and positions [B, T]; cache: per layer [B, S, C + r], written
+        in place at `positions`. A sequence with fewer tokens repeats its last
+        one at the same place. Returns logits [B, V] after each sequence's last
+        token and the experts [L_moe, B, K] chosen there.
         """
-        cos, sin = self.rotary(lengths - 1)
-        rows = torch.arange(len(lengths), device=lengths.device)
-        x = self.embed_tokens(input_ids).to(self.compute_dtype)
+        batch, length = positions.shape
+        cos, sin = self.rotary(positions.flatten())
+        rows = torch.arange(batch, device=positions.device)[:, None]
+        x = self.embed_tokens(input_ids.flatten()).to(self.compute_dtype)
         choices = []
         for block, latents in zip(self.blocks(), cache, strict=True):
             normed = block.input_layernorm(x)
-            latents[rows, lengths - 1] = torch.cat(block.self_attn.latents(normed, cos, sin), dim=-1)
-            x = x + block.self_attn.decode(normed, cos, sin, latents, lengths)
+            latents[rows, positions] = torch.cat(block.self_attn.latents(normed, cos, sin), -1).view(batch, length, -1)
+            x = x + block.self_attn.decode(normed, cos, sin, latents, positions)
             normed = block.post_attention_layernorm(x)
             if isinstance(block.mlp, MLP):
                 x = x + block.mlp(normed)
             else:
                 out, routing = block.mlp(normed)
                 x = x + out
-                choices.append(routing.chosen)
-        chosen = torch.stack(choices) if choices else torch.zeros(0, len(lengths), 0, dtype=torch.int64)
-        return self.logits(self.norm(x)), chosen
+                choices.append(routing.chosen.view(batch, length, -1)[:, -1])
+        chosen = torch.stack(choices) if choices else torch.zeros(0, batch, 0, dtype=torch.int64)
+        return self.logits(self.norm(x.view(batch, length, -1)[:, -1])), chosen
 
     def routers(self) -> list[Router]:
         """The routers, first MoE layer first."""

@@ -78,7 +78,7 @@ def test_decoding_from_latents_equals_the_full_forward(variant):
     full_chosen = [model.hidden_states(doc[None])[1].chosen for doc in docs]
     for position in range(prefill, min(map(len, docs))):
         ids = torch.stack([doc[position] for doc in docs])
-        logits, chosen = model.decode(ids, caches, torch.full((rows,), position + 1))
+        logits, chosen = model.decode(ids[:, None], caches, torch.full((rows, 1), position))
         for row in range(rows):
             torch.testing.assert_close(logits[row], full[row][position], rtol=2e-5, atol=2e-5)
             assert torch.equal(chosen[:, row].sort(-1).values, full_chosen[row][:, position].sort(-1).values)
@@ -94,7 +94,7 @@ def test_decoding_sequences_at_different_lengths():
         model.hidden_states(doc[None, :-1], cache=latents)
         for cache, latent in zip(caches, latents, strict=True):
             cache[row, : len(doc) - 1] = latent
-    logits, _ = model.decode(torch.stack([d[-1] for d in docs]), caches, torch.tensor([len(d) for d in docs]))
+    logits, _ = model.decode(torch.stack([d[-1:] for d in docs]), caches, torch.tensor([[len(d) - 1] for d in docs]))
     for row, doc in enumerate(docs):
         torch.testing.assert_close(logits[row], model(doc[None])[0, -1], rtol=2e-5, atol=2e-5)
 
