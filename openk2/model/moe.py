@@ -102,7 +102,7 @@ def balance_loss(routing: Routing, layout: Layout) -> Tensor:
         counts = torch.bincount(slots, minlength=zeros.numel()).view_as(zeros).to(share.dtype)
         lengths = torch.bincount(index[real], minlength=layout.num_documents).clamp(min=1).to(share.dtype)
     per_document = (counts * mean_share).sum(-1) * (num_experts / top_k) / lengths  # T * sum f_i P_i
-    return per_document.sum() / real.sum()
+    return per_document.sum() / real.sum().clamp(min=1)  # a micro-batch may be padding alone
 
 
 class Experts(nn.Module):

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from openk2.chat.tokenizer import Tokenizer
+from openk2.chat.vocabulary import NUM_SPECIAL
 from openk2.config.run import PretrainConfig
 from openk2.config.serialize import to_dict
 from openk2.data.corpus import Corpus, build_corpus, training_texts
@@ -29,7 +30,7 @@ from openk2.plan.flops import plan_flops
 from openk2.train.batch import supervised
 from openk2.train.loop import Plan, StepInput, fit
 from openk2.train.session import fresh_model, make_optimizer, open_run
-from openk2.train.validation import mean_loss
+from openk2.train.validation import copy_loss, mean_loss
 
 STAGE = "pretrain"
 # Every dialogue to come carries tool declarations; a vocabulary that never saw one needs half as many tokens again.
@@ -90,13 +91,14 @@ def _bytes_per_token(manifest: Manifest) -> float:
 def _validation(
     model: Model, data: Path, manifest: Manifest, tokenizer: Tokenizer, sequence_length: int, rows: int
 ) -> Callable[[], Mapping[str, float]] | None:
-    """Bits per byte by domain over its first held-out rows, "bpb.DOMAIN"."""
+    """Bits per byte by domain over its first held-out rows, "bpb.DOMAIN", and the loss of copying, "copy"."""
     if not manifest.validation_domains:
         return None
+    ordinary = tokenizer.vocab_size - NUM_SPECIAL
     lengths = np.array([len(tokenizer.token_bytes(row)) for row in range(tokenizer.vocab_size)])
 
     def evaluate() -> dict[str, float]:
-        found = {}
+        found = {"copy": copy_loss(model, ordinary)}
         for domain in manifest.validation_domains:
             batches = list(validation_batches(data, domain, sequence_length, rows, VALIDATION_ROWS))
             targets = np.concatenate([batch.targets[batch.targets >= 0] for batch in batches])

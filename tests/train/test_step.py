@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -17,7 +18,7 @@ from openk2.optim import muonclip
 from openk2.optim.muon import newton_schulz
 from openk2.train.batch import MicroBatch, cross_entropy, supervised, to_tensors
 from openk2.train.step import StepResult, train_step
-from openk2.train.validation import mean_loss
+from openk2.train.validation import copy_loss, mean_loss
 
 
 def gradients(given: Batch, micro_rows: int, **changes: float) -> tuple[Model, StepResult, dict[str, Tensor]]:
@@ -140,6 +141,47 @@ def test_validation_is_the_mean_loss_and_leaves_no_trace(training):
     assert all(parameter.grad is None for parameter in model.parameters())
     total = sum(gradients(part, 4)[1].loss * part.num_loss_tokens for part in batches)
     assert found == pytest.approx(total / sum(part.num_loss_tokens for part in batches), rel=1e-6)
+
+
+def test_validation_without_a_counted_target_says_so():
+    nothing = dataclasses.replace(uneven(), weights=np.zeros_like(uneven().weights))
+    with pytest.raises(ValueError, match="saw no target that counts"):
+        mean_loss(build(), [nothing])
+
+
+class Copier(torch.nn.Module):
+    """Is sure of whatever followed this token `period` tokens ago, and of nothing else."""
+
+    def __init__(self, period: int) -> None:
+        super().__init__()
+        self.period = period
+
+    def log_probs(self, input_ids: Tensor, targets: Tensor) -> tuple[Tensor, None]:
+        said = torch.nn.functional.pad(targets, (self.period, 0), value=-1)[:, : targets.shape[1]]
+        return torch.where(said == targets, 0.0, -9.0), None
+
+
+def test_the_copy_probe_tells_a_model_that_copies_from_one_that_does_not():
+    fresh = build()
+    assert copy_loss(fresh, 300) == pytest.approx(np.log(300), rel=0.1) and fresh.training
+    assert copy_loss(Copier(16), 31, length=16) == 0.0
+    assert copy_loss(Copier(15), 31, length=16) > 7.0
+
+
+def test_a_micro_batch_of_padding_alone_adds_nothing():
+    padded, empty = uneven(), next(iter(uneven().chunks(1)))
+    empty = dataclasses.replace(
+        empty,
+        weights=np.zeros_like(empty.weights),
+        document_ids=np.full_like(empty.document_ids, -1),
+        targets=np.full_like(empty.targets, -1),
+    )
+    model = build()
+    total = float(padded.weights.sum())
+    parts = [to_tensors(part, lambda weights: cross_entropy(weights, total)) for part in (padded, empty)]
+    result = train_step(model, make_muonclip(model), parts, lr=0.0, balance_loss_alpha=1e-2, bias_update_rate=0.0)
+    assert result.loss == pytest.approx(gradients(padded, 4)[1].loss, rel=1e-6)
+    assert result.balance_loss == pytest.approx(gradients(padded, 4)[1].balance_loss, rel=1e-6)
 
 
 def test_validation_between_steps_changes_no_step():

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from openk2.chat.codec import Codec
+from openk2.chat.vocabulary import NUM_SPECIAL
 from openk2.config.run import SFTConfig
 from openk2.config.serialize import to_dict
 from openk2.data.dialogues import Dialogue, dialogues_digest, encode_dialogues
@@ -22,7 +23,7 @@ from openk2.plan.flops import plan_flops
 from openk2.train.batch import supervised
 from openk2.train.loop import Plan, StepInput, fit
 from openk2.train.session import make_optimizer, open_run
-from openk2.train.validation import mean_loss
+from openk2.train.validation import copy_loss, mean_loss
 
 
 def sft(
@@ -56,7 +57,10 @@ def sft(
         validation = pack_examples(encode_dialogues(held_out, codec), train.sequence_length, pad_id).batch
 
         def evaluate() -> Mapping[str, float]:
-            return {"loss": mean_loss(base, validation.chunks(micro_rows))}
+            return {
+                "loss": mean_loss(base, validation.chunks(micro_rows)),
+                "copy": copy_loss(base, codec.tokenizer.vocab_size - NUM_SPECIAL),
+            }
 
         plan = Plan.scheduled(
             stage,

@@ -153,18 +153,20 @@ def total_log_probs(policy: Any, micro_batches: list[MicroBatch], count: int) ->
     return total
 
 
-def test_one_step_raises_the_better_samples_and_lowers_the_others() -> None:
+def test_steps_on_one_group_raise_the_better_sample_and_lower_the_other() -> None:
     run = trainer(FixedSampler(lambda _: ""), tau=0.1, prompts_per_step=1, group_size=2, token_budget=64)
     run.sampler = Recorded(run.policy, lambda k: "It is yes." if k == 0 else "Never 48, 37 or 1776.")
     given = run.source(1)  # after the probe's step
     before = total_log_probs(run.policy, given.micro_batches, 2)
     optimizer = MuonClip.from_config(run.policy.parameter_specs(), run.policy.qk_groups(), OptimConfig(lr=1e-3))
-    train_step(run.policy, optimizer, given.micro_batches, lr=1e-3, balance_loss_alpha=0.0, bias_update_rate=0.0)
+    for step in range(4):
+        train_step(run.policy, optimizer, given.micro_batches, lr=5e-3, balance_loss_alpha=0.0, bias_update_rate=0.0)
+        if step == 0:
+            assert abs(sum(run.mismatch)) < 1e-4, "sampler and trainer are one model"
     after = total_log_probs(run.policy, given.micro_batches, 2)
     assert given.extra["success"] == 0.5
     assert after[0] > before[0] + 0.05
-    assert after[1] - before[1] < after[0] - before[0]
-    assert abs(sum(run.mismatch)) < 1e-4, "sampler and trainer are one model"
+    assert after[1] < before[1] - 0.05
 
 
 def test_a_bandit_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
