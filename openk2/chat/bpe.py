@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -23,6 +24,11 @@ from openk2.chat.vocabulary import NUM_BYTES, NUM_SPECIAL, Special, byte_of_char
 # 400,000 characters, and wherever a run of (non-)whitespace exceeds 25,000.
 MAX_PIECE_CHARS = 400_000
 MAX_RUN_CHARS = 25_000
+
+# The numbers take 1,110 rows; copies enough for each to outweigh the rarest merge of a few MB of text.
+NUMBERS_FROM_RANKS = 4_096
+NUMBER_COPIES = 300
+_NUMBERS = " ".join(f"{number:0{digits}}" for digits in (1, 2, 3) for number in range(10**digits))
 
 
 class Core(Protocol):
@@ -53,13 +59,13 @@ class TrainedCore:
     def train(cls, texts: Iterable[str], num_ranks: int) -> TrainedCore:
         """Learn at most `num_ranks - 256` merges; rows without a merge are named and never produced.
 
-        Digits are split one by one here, and by K2's 1-3 when encoding: no
-        merge of digits can exist, so a number is its digits. K2 spends 1,110
-        rows on the numbers up to 999; a vocabulary of a few thousand cannot,
-        and a small model cannot copy a number whose row it has seen twice.
+        Numbers: a vocabulary with room for it gets a row for every run of one to three digits, as K2's has, by
+        seeing them all often. A smaller one learns no merge of digits, so that a number is its digits.
         """
         learner = tokenizers.Tokenizer(models.BPE())
-        learner.pre_tokenizer = _pre_tokenizer(split_pattern(max_digits=1))
+        whole_numbers = num_ranks >= NUMBERS_FROM_RANKS
+        learner.pre_tokenizer = _pre_tokenizer(split_pattern() if whole_numbers else split_pattern(max_digits=1))
+        texts = itertools.chain(texts, itertools.repeat(_NUMBERS, NUMBER_COPIES)) if whole_numbers else texts
         trainer = trainers.BpeTrainer(
             vocab_size=num_ranks,
             min_frequency=2,

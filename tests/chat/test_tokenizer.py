@@ -119,12 +119,20 @@ def test_split_rule(pieces: list[str]) -> None:
     assert [piece for piece, _ in split.pre_tokenize_str("".join(pieces))] == pieces
 
 
-def test_digits_never_merge() -> None:
+def test_digits_of_a_small_vocabulary_never_merge() -> None:
     tokenizer = Tokenizer.train(["1234 1234 2024 2024 x12 1,234 v1.5 " * 200], 600)
     for row in range(600 - 256):
         piece = tokenizer.token_bytes(row)
         assert len(piece) <= 1 or not any(chr(byte).isdigit() for byte in piece if byte < 128), piece
     assert [tokenizer.decode([row]) for row in tokenizer.encode("x1234567")][-7:] == list("1234567")
+
+
+def test_a_vocabulary_with_room_has_a_row_for_every_number_up_to_999() -> None:
+    """And whichever the text, cut as K2 cuts: three digits at a time from the left."""
+    tokenizer = Tokenizer.train(["no number here, nor there; " * 50, "1 12 123 " * 3000], 4_096 + 256)
+    numbers = [f"{number:0{digits}}" for digits in (1, 2, 3) for number in range(10**digits)]
+    assert [number for number in numbers if len(tokenizer.encode(number)) != 1] == []
+    assert [tokenizer.decode([row]) for row in tokenizer.encode("2026-11-22")] == ["202", "6", "-", "11", "-", "22"]
 
 
 def test_training_is_deterministic() -> None:
