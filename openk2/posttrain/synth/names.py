@@ -1,7 +1,8 @@
 """Names, words and plain facts that tasks draw from; nothing here is phrasing.
 
-`PERSONS`, `CITIES`, `NOTE_KEYS` and `ITEMS` are split into a training
-and a held-out part (see `split.py`); the rest is common property.
+`PERSONS`, `CITIES`, `NOTE_KEYS`, `ITEMS` and `WORDS` are split into a training
+and a held-out part (see `split.py`); training tasks draw strangers besides; the
+rest is common property.
 """
 
 PERSONS = """
@@ -84,6 +85,45 @@ WORDS = """
     button carpet dinner engine finger guitar hammer island jacket kitten ladder mirror needle pepper pocket rocket
     school ticket turtle valley wallet
 """.split()
+
+# Words that training tasks use as names besides the pools above, so that naming cannot be learnt by heart.
+STRANGERS = """
+    acorn actor admiral agent airport album alley almond altar amber anchor angel animal ankle answer apron arch arena
+    army arrow artist attic aunt autumn avenue badge baker balcony ballet bamboo banana banjo banker barn barrel basin
+    beard beast beaver beetle bishop blanket blossom bonus border bottom bowl brain branch brass breeze bride broker
+    bronze bubble bucket buffalo builder bullet bunker burden butcher cabin cable cactus camel canal canary cannon
+    canoe captain caravan cargo carrot cave cedar cellar cement chain chapel chapter charm cherry chest chief chimney
+    circle circus citizen claim clerk cliff clinic closet cloth clown coach coal coast cobra cocoa collar colony
+    column comet compass concert copper coral corner cotton council cousin cradle crane cream creek crew cricket crown
+    crystal curtain cushion dagger dairy dancer dawn debate decade deer degree desert diamond diary dinosaur dragon
+    drawer dream driver duck dust eagle earth echo editor elbow elephant emperor empire enemy engineer error estate
+    exam fabric factory falcon farmer feather fence festival field fiddle figure fisher flag flame flute fog folder
+    fool forge fork fortune fountain fox frame freedom frost fruit funnel galaxy gallery gamble gate general ghost
+    giant ginger glacier glass globe glory goal goat gold goose grain granite gravel grove guard guide gulf habit hall
+    harbor harvest hawk hedge hero hill hollow horizon hospital hotline hunter hut idol ink insect iron ivory ivy jar
+    jewel jockey journal judge juice jungle jury kettle kidney king kiosk knight knot label lace lady lantern lawyer
+    leader leather legend lemonade lens letter lever liberty lightning lily lion lizard lobby lock lodge lord lumber
+    lunch magnet maiden manor maple marble march marsh mask mason master matter meadow medal melody member memory
+    merchant metal meteor mill miner minister mint miracle model monk moon mosque motor mouse mud mule muscle mystery
+    napkin nation nature navy neck needle nephew nerve nest noble noise north novel nurse oak oasis ocean octopus
+    office olive onion opera orbit orchard organ orphan otter outlaw oven owl oyster palace palm panda panther parade
+    parcel pardon parent parrot partner passage pasture patrol pearl peasant pelican penguin people petal piano pigeon
+    pillar pilot pine pioneer pirate planet plaster player plaza pocket poem poet pole pond pony poppy portrait powder
+    prairie priest prince prison prize profit prophet pulse pump pupil puppet purple pyramid quarry queen quiver
+    radar radio rail rainbow ranch ranger raven razor rebel region reptile rescue ribbon rider ring ritual rival road
+    robin robot rooster root rose ruby ruler saddle sailor saint salmon sample satin sauce scale scholar science scout
+    sculptor seal season secret senate servant shadow shark sheep shelter shepherd sheriff shield shore shovel shrimp
+    signal singer sister slave sleeve slope smoke snail soldier song spark sparrow spear spider spirit spring squire
+    stable stage statue steam steel stick storm stove straw stream string sugar sunset surgeon swamp sword symbol
+    tailor talent tank tavern teacher temple theater thief thorn throne thunder tide timber tobacco tomb torch tower
+    trader trail traitor treasure treaty tribe trumpet tunnel tutor twig tyrant uncle uniform vapor vault velvet vessel
+    village villain vine violin virtue voice volcano voyage wagon walnut warden warrior water weapon weaver wedding
+    whale wheat wheel whisper widow wing witch witness wizard wolf wonder wool worker world worm wreath yacht zebra
+""".split()
+# What invented names are made of: two or three syllables of these.
+ONSETS = "b br c ch d dr f g gr h j k kl l m n p pl qu r s sh sk st t th tr v w y z".split()
+NUCLEI = "a e i o u a e i o u ai ea ie oo ou".split()
+CODAS = ["", "", "", *"ck l ll m n nd ng nt r rd rt s sk st t th x".split()]
 
 OPPOSITES = """
     hot:cold big:small long:short up:down open:closed fast:slow old:new day:night left:right full:empty early:late

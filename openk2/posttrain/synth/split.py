@@ -4,7 +4,10 @@ Every value that a task says is drawn through a `Draw` of one part. A `Draw`
 redraws until the value's hash falls in its own part, so no held-out name, date
 or combination of numbers can stand in a training task, whatever the seed.
 A word that the phrase tables or the git fixture use can never be held out: it
-counts as training. Left out: values that tools compute (a sum may equal any number).
+counts as training. A model that meets a few hundred names again and again
+learns them by heart and says them in place of new ones; so many names of
+training tasks are strangers, drawn from words and syllables without end. Left
+out: values that tools compute (a sum may equal any number).
 """
 
 from __future__ import annotations
@@ -22,6 +25,8 @@ from openk2.posttrain.synth import names
 from openk2.posttrain.synth.phrases import GRAMMAR
 
 HELD_OUT_SHARE = 8  # one value in so many
+STRANGER_SHARE = 0.5  # of the names in training tasks; the others are of the pools
+INVENTED_SHARE = 0.5  # of the strangers: made of syllables; the others are words
 _FIRST_DAY = date(1995, 1, 1)
 _NUM_DAYS = 365 * 40
 _T = TypeVar("_T")
@@ -71,13 +76,32 @@ class Draw:
                 return day
 
     def name(self, pool: Sequence[str]) -> str:
-        """One of `names.PERSONS`, `CITIES`, `NOTE_KEYS` or `ITEMS`."""
+        """One of `names.PERSONS`, `CITIES`, `NOTE_KEYS`, `ITEMS` or `WORDS`, or in training a stranger in its place."""
+        if not self.held_out and self.rng.random() < STRANGER_SHARE:
+            return self._stranger(capital=pool[0][0].isupper())
         return self.rng.choice(_part(tuple(pool), self.held_out))
 
     def names(self, pool: Sequence[str], count: int) -> list[str]:
-        """Different names, `count` of them or as many as there are."""
-        part = _part(tuple(pool), self.held_out)
-        return self.rng.sample(part, min(count, len(part)))
+        """Different names, `count` of them or as many as the pool's part has."""
+        found: list[str] = []
+        count = min(count, len(_part(tuple(pool), self.held_out)))
+        while len(found) < count:
+            name = self.name(pool)
+            if name not in found:
+                found.append(name)
+        return found
+
+    def _stranger(self, capital: bool) -> str:
+        """A word or an invented name that is not held out and means nothing to the phrase tables."""
+        rng = self.rng
+        while True:
+            if rng.random() < INVENTED_SHARE:
+                parts = (names.ONSETS, names.NUCLEI, names.CODAS)
+                word = "".join(rng.choice(part) for _ in range(rng.choice((2, 2, 3))) for part in parts)
+            else:
+                word = rng.choice(names.STRANGERS)
+            if word not in _common_words() and not held_out_name(word):
+                return word.capitalize() if capital else word
 
     def of(
         self, cells: Sequence[tuple[str, ...]], keep: Callable[[tuple[str, ...]], bool] | None = None
