@@ -46,7 +46,7 @@ def tiny_pretrain() -> PretrainConfig:
     """
     return PretrainConfig(
         model=MODEL_PRESETS["tiny"],
-        data=DataConfig(max_bytes=10_000_000),
+        data=DataConfig(max_bytes=10_000_000, code_fraction=0.65),
         optim=OptimConfig(lr=6e-3),
         train=TrainConfig(
             steps=400,
@@ -144,18 +144,18 @@ def speedrun() -> SpeedrunConfig:
     """The whole recipe in at most 20 minutes on two cores."""
     return SpeedrunConfig(
         pretrain=tiny_pretrain(),
-        synth=SynthConfig(attempts=5_000),
+        synth=SynthConfig(attempts=8_000),
         sft=SFTConfig(
             optim=OptimConfig(lr=5e-3),
             train=TrainConfig(
-                steps=240,
+                steps=450,
                 batch_tokens=4_096,
                 micro_batch_tokens=4_096,
                 sequence_length=1_024,
                 warmup_steps=10,
-                decay_steps=140,
-                checkpoint_every=40,
-                eval_every=24,
+                decay_steps=250,
+                checkpoint_every=50,
+                eval_every=45,
             ),
         ),
         rl=RLConfig(
