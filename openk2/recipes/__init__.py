@@ -144,18 +144,18 @@ def speedrun() -> SpeedrunConfig:
     """The whole recipe in at most 20 minutes on two cores."""
     return SpeedrunConfig(
         pretrain=tiny_pretrain(),
-        synth=SynthConfig(attempts=8_000),
+        synth=SynthConfig(attempts=9_000),
         sft=SFTConfig(
             optim=OptimConfig(lr=5e-3),
             train=TrainConfig(
-                steps=450,
+                steps=560,
                 batch_tokens=4_096,
                 micro_batch_tokens=4_096,
                 sequence_length=1_024,
                 warmup_steps=10,
-                decay_steps=250,
-                checkpoint_every=50,
-                eval_every=45,
+                decay_steps=400,
+                checkpoint_every=80,
+                eval_every=40,
             ),
         ),
         rl=RLConfig(
