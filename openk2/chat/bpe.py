@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -25,10 +24,8 @@ from openk2.chat.vocabulary import NUM_BYTES, NUM_SPECIAL, Special, byte_of_char
 MAX_PIECE_CHARS = 400_000
 MAX_RUN_CHARS = 25_000
 
-# The numbers take 1,110 rows; copies enough for each to outweigh the rarest merge of a few MB of text.
+# A vocabulary of so many ordinary rows spends 1,100 of them on the numbers of two and three digits.
 NUMBERS_FROM_RANKS = 4_096
-NUMBER_COPIES = 300
-_NUMBERS = " ".join(f"{number:0{digits}}" for digits in (1, 2, 3) for number in range(10**digits))
 
 
 class Core(Protocol):
@@ -57,17 +54,17 @@ class TrainedCore:
 
     @classmethod
     def train(cls, texts: Iterable[str], num_ranks: int) -> TrainedCore:
-        """Learn at most `num_ranks - 256` merges; rows without a merge are named and never produced.
+        """Learn merges for at most `num_ranks - 256` rows; rows without a merge are named and never produced.
 
-        Numbers: a vocabulary with room for it gets a row for every run of one to three digits, as K2's has, by
-        seeing them all often. A smaller one learns no merge of digits, so that a number is its digits.
+        Digits are split one by one while learning, and by K2's 1-3 when encoding. A vocabulary with room for it is
+        then given a row for every run of two or three digits, as K2's has; in a smaller one a number is its digits.
         """
         learner = tokenizers.Tokenizer(models.BPE())
-        whole_numbers = num_ranks >= NUMBERS_FROM_RANKS
-        learner.pre_tokenizer = _pre_tokenizer(split_pattern() if whole_numbers else split_pattern(max_digits=1))
-        texts = itertools.chain(texts, itertools.repeat(_NUMBERS, NUMBER_COPIES)) if whole_numbers else texts
+        number_merges = _number_merges() if num_ranks >= NUMBERS_FROM_RANKS else []
+        numbers = list(dict.fromkeys("".join(pair) for pair in number_merges))
+        learner.pre_tokenizer = _pre_tokenizer(split_pattern(max_digits=1))
         trainer = trainers.BpeTrainer(
-            vocab_size=num_ranks,
+            vocab_size=num_ranks - len(numbers),
             min_frequency=2,
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             special_tokens=[],
@@ -76,8 +73,9 @@ class TrainedCore:
         learner.train_from_iterator((whole_characters(text) for text in texts), trainer)
         learned = json.loads(learner.to_str())["model"]
         vocab = dict(learned["vocab"])
+        vocab.update({number: row for row, number in enumerate(numbers, len(vocab))})
         vocab.update({_unused_name(row): row for row in range(len(vocab), num_ranks)})
-        merges = [tuple(pair) for pair in learned["merges"]]
+        merges = [tuple(pair) for pair in learned["merges"]] + number_merges
         tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges))
         tokenizer.pre_tokenizer = _pre_tokenizer(split_pattern())
         tokenizer.decoder = decoders.ByteLevel()
@@ -190,6 +188,13 @@ def whole_characters(text: str) -> str:
 def _pre_tokenizer(pattern: str) -> pre_tokenizers.PreTokenizer:
     split = pre_tokenizers.Split(tokenizers.Regex(pattern), behavior="isolated")
     return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def _number_merges() -> list[tuple[str, str]]:
+    """Pairs that make every run of two digits, then, either way round, every run of three."""
+    twos = [(f"{n // 10}", f"{n % 10}") for n in range(100)]
+    threes = [f"{n:03}" for n in range(1000)]
+    return twos + [(n[:2], n[2]) for n in threes] + [(n[0], n[1:]) for n in threes]
 
 
 def _unused_name(row: int) -> str:

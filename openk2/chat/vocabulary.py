@@ -59,7 +59,7 @@ _CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
 
 
 def split_pattern(max_digits: int = 3) -> str:
-    """K2's pre-split: first matching alternative wins. `max_digits` is K2's 3 except to train a small vocabulary."""
+    """K2's pre-split: first matching alternative wins. `max_digits` is K2's 3 except while training."""
     return "|".join(
         (
             r"[\p{Han}]+",

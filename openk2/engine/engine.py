@@ -140,7 +140,8 @@ class _Batch:
 
     def __init__(self, model: Model, prompts: Sequence[Sequence[int]], room: int, kept: _Kept) -> None:
         self.model, self.prompts = model, prompts
-        found = [_longest_prefix(prompt, kept) for prompt in prompts]
+        # A long rest is read sooner with its prompt anew: against the cache, scores of all its tokens stand at once.
+        found = [_longest_prefix(prompt, kept, CATCH_UP_TOKENS) for prompt in prompts]
         order = sorted(range(len(prompts)), key=lambda i: not found[i])
         self.sequences = torch.tensor(order)
         self.num_continued = sum(bool(prefix) for prefix in found)
@@ -162,11 +163,9 @@ class _Batch:
 
     def _catch_up(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Read what is left of continued prompts in a few passes of similar length, each against its cache."""
-        config = self.model.config
         starts = self.lengths[: self.num_continued].tolist()
         ends = [len(prompt) for prompt in prompts]
-        logits = torch.empty(len(prompts), config.vocab_size, dtype=self.model.compute_dtype)
-        experts = torch.empty(config.num_moe_layers, len(prompts), config.num_experts_per_tok, dtype=torch.int64)
+        logits, experts = self._room_for(len(prompts))
         for rows in _by_length([end - start for start, end in zip(starts, ends, strict=True)], CATCH_UP_TOKENS):
             index = torch.tensor(rows)
             length = max(ends[row] - starts[row] for row in rows)
@@ -182,13 +181,11 @@ class _Batch:
 
     def _prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Read whole prompts in a few large passes; equal ones once."""
-        config = self.model.config
         distinct: dict[tuple[int, ...], list[int]] = {}
         for index, prompt in enumerate(prompts):
             distinct.setdefault(tuple(prompt), []).append(index)
         keys = list(distinct)
-        logits = torch.empty(len(prompts), config.vocab_size, dtype=self.model.compute_dtype)
-        experts = torch.empty(config.num_moe_layers, len(prompts), config.num_experts_per_tok, dtype=torch.int64)
+        logits, experts = self._room_for(len(prompts))
         for rows in _by_length([len(key) for key in keys], PREFILL_TOKENS):
             ids = _padded([keys[row] for row in rows])
             latents: list[Tensor] = []
@@ -203,6 +200,12 @@ class _Batch:
                     values = values.view(len(rows), ids.shape[1], -1)[place, : len(keys[row])]
                     layer[self.num_continued + users, : len(values)] = values
         return logits, experts
+
+    def _room_for(self, count: int) -> tuple[Tensor, Tensor]:
+        """Logits [count, V] and chosen experts [L_moe, count, K], to be filled in."""
+        config = self.model.config
+        logits = torch.empty(count, config.vocab_size, dtype=self.model.compute_dtype)
+        return logits, torch.empty(config.num_moe_layers, count, config.num_experts_per_tok, dtype=torch.int64)
 
     def decode(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """One step for the running sequences: logits [B, V] and chosen experts [L_moe, B, K]."""
@@ -223,9 +226,9 @@ class _Batch:
         self.cache = [layer[index] for layer in self.cache]
 
 
-def _longest_prefix(prompt: Sequence[int], kept: _Kept) -> tuple[int, ...]:
-    """The longest kept sequence that `prompt` goes on from; () if there is none."""
-    for length in sorted({len(key) for key in kept if len(key) < len(prompt)}, reverse=True):
+def _longest_prefix(prompt: Sequence[int], kept: _Kept, most: int) -> tuple[int, ...]:
+    """The longest kept sequence that `prompt` goes on from by at most `most` ids; () if there is none."""
+    for length in sorted({len(key) for key in kept if 1 <= len(prompt) - len(key) <= most}, reverse=True):
         head = tuple(prompt[:length])
         if head in kept:
             return head

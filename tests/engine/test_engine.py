@@ -143,6 +143,18 @@ def test_the_next_turn_is_read_from_where_the_last_one_stopped(temperature, monk
     assert decoded[:2] == [4, 6]  # rests of 5, 4, 2 and 1 tokens in one pass; then all six go on together
 
 
+def test_a_long_rest_is_read_anew_with_its_prompt(monkeypatch):
+    model = make_model()
+    engine, params = Engine(model), SamplingParams(max_new_tokens=4)
+    first = engine(PROMPTS[:1], params)[0]
+    prompts = [[*PROMPTS[0], *first.ids, 17, 18], [*PROMPTS[0], *first.ids, 17, 18, 19]]
+    monkeypatch.setattr(engine_module, "CATCH_UP_TOKENS", 3)  # the last id sampled is unread too
+    prefilled, _ = watched(engine, monkeypatch)
+    for index, completion in enumerate(engine(prompts, params)):
+        assert_same(completion, step_by_step(model, prompts[index], params, index))
+    assert prefilled == [1]
+
+
 def test_nothing_read_before_new_weights_is_used_after_them():
     model = make_model()
     engine, params = Engine(model), SamplingParams(max_new_tokens=4)
