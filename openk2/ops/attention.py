@@ -1,10 +1,10 @@
 """Causal attention within documents, tiled over query blocks, with each query's largest score.
 
 What it is: the training and prefill attention of the CPU. Queries are taken
-a block at a time against the keys up to the block's end, so that half of the
-score matrix is never computed and none of it is kept: the backward pass makes
-the probabilities again. Scores accumulate in fp32 inside the product and are
-rounded to the inputs' dtype.
+a block at a time against the keys from the start of the block's first document
+to the block's end, so that most of the score matrix is never computed and none
+of it is kept: the backward pass makes the probabilities again. Scores
+accumulate in fp32 inside the product and are rounded to the inputs' dtype.
 
 Invariants: token i sees token j when `starts[i] <= j <= i`. Peaks are over
 visible scores, scale included: in fp32 they are exact, in bf16 they may be off
@@ -16,6 +16,8 @@ The slow twin is `reference_attention`. Left out: dropout and attention sinks.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -24,6 +26,38 @@ from torch import Tensor
 from openk2.ops.fused import masked_softmax, softmax_backward
 
 QUERY_BLOCK = 256  # a block's scores stay within the last-level cache at small batches
+KEY_STEP = 64  # tiles begin at multiples of it, so that few shapes of products occur
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """Queries `first` to `last` of `rows` against keys `low` to `last`; `heads` is where the rows' heads are."""
+
+    rows: slice
+    heads: slice
+    first: int
+    last: int
+    low: int
+
+    @property
+    def queries(self) -> tuple[slice, slice]:
+        return self.heads, slice(self.first, self.last)
+
+    @property
+    def keys(self) -> tuple[slice, slice]:
+        return self.heads, slice(self.low, self.last)
+
+
+def _tiles(starts: Tensor, heads: int) -> Iterator[_Tile]:
+    """Tiles that cover every visible score: one a query block where all rows see as far back, else one a row."""
+    batch, length = starts.shape
+    for first in range(0, length, QUERY_BLOCK):
+        last = min(first + QUERY_BLOCK, length)
+        lows = [low - low % KEY_STEP for low in starts[:, first:last].amin(1).tolist()]
+        step = batch if len(set(lows)) == 1 else 1
+        for row in range(0, batch, step):
+            end = row + step
+            yield _Tile(slice(row, end), slice(row * heads, end * heads), first, last, lows[row])
 
 
 class _TiledAttention(torch.autograd.Function):
@@ -34,40 +68,43 @@ class _TiledAttention(torch.autograd.Function):
         batch, heads, length, _ = q.shape
         q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
         out = torch.empty(batch * heads, length, v.shape[-1], dtype=q.dtype, device=q.device)
-        peaks = []
-        for first in range(0, length, QUERY_BLOCK):
-            last = min(first + QUERY_BLOCK, length)
-            weights, peak = _weights(q, k, starts, scale, first, last)
-            peaks.append(peak)
-            out[:, first:last] = torch.bmm(weights, v[:, :last])
+        peak_scores = _empty_peaks(q, batch)
+        ctx.tiles = list(_tiles(starts, heads))
+        for tile in ctx.tiles:
+            weights, peak_scores[tile.rows, :, tile.first : tile.last] = _weights(q, k, starts, scale, tile)
+            out[tile.queries] = torch.bmm(weights, v[tile.keys])
         ctx.save_for_backward(q, k, v, starts)
         ctx.scale = scale
-        peak_scores = torch.cat(peaks, dim=-1)
         ctx.mark_non_differentiable(peak_scores)
         return out.unflatten(0, (batch, heads)), peak_scores
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor, _grad_peaks: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         q, k, v, starts = ctx.saved_tensors
-        batch, heads = grad_out.shape[:2]
+        shape = grad_out.shape[:2]
         grad_out = grad_out.flatten(0, 1)
         grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for first in range(0, q.shape[1], QUERY_BLOCK):
-            last = min(first + QUERY_BLOCK, q.shape[1])
-            weights, _ = _weights(q, k, starts, ctx.scale, first, last)
-            grad_block = grad_out[:, first:last]
-            grad_v[:, :last] += torch.bmm(weights.transpose(1, 2), grad_block)
-            grad_scores = softmax_backward(torch.bmm(grad_block, v[:, :last].transpose(1, 2)), weights, ctx.scale)
-            grad_q[:, first:last] = torch.bmm(grad_scores, k[:, :last])
-            grad_k[:, :last] += torch.bmm(grad_scores.transpose(1, 2), q[:, first:last])
-        shape = (batch, heads)
+        for tile in ctx.tiles:
+            weights, _ = _weights(q, k, starts, ctx.scale, tile)
+            grad_tile = grad_out[tile.queries]
+            grad_v[tile.keys] += torch.bmm(weights.transpose(1, 2), grad_tile)
+            grad_scores = softmax_backward(torch.bmm(grad_tile, v[tile.keys].transpose(1, 2)), weights, ctx.scale)
+            grad_q[tile.queries] = torch.bmm(grad_scores, k[tile.keys])
+            grad_k[tile.keys] += torch.bmm(grad_scores.transpose(1, 2), q[tile.queries])
         return grad_q.unflatten(0, shape), grad_k.unflatten(0, shape), grad_v.unflatten(0, shape), None, None
 
 
-def _weights(q: Tensor, k: Tensor, starts: Tensor, scale: float, first: int, last: int) -> tuple[Tensor, Tensor]:
-    """Attention weights [B * H, queries, keys] of one query block and each row's peak score [B, H, queries]."""
-    scores = torch.bmm(q[:, first:last], k[:, :last].transpose(1, 2)).unflatten(0, (starts.shape[0], -1))
-    weights, peak = masked_softmax(scores, starts[:, first:last], first, scale)
+def _empty_peaks(q: Tensor, batch: int) -> Tensor:
+    """Room for each query's peak score, [B, H, T], for q [B * H, T, d]."""
+    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    return torch.empty(batch, q.shape[0] // batch, q.shape[1], dtype=wide, device=q.device)
+
+
+def _weights(q: Tensor, k: Tensor, starts: Tensor, scale: float, tile: _Tile) -> tuple[Tensor, Tensor]:
+    """Attention weights [rows * H, queries, keys] of one tile and each query's peak score [rows, H, queries]."""
+    scores = torch.bmm(q[tile.queries], k[tile.keys].transpose(1, 2)).unflatten(0, (tile.rows.stop - tile.rows.start, -1))
+    visible_from = starts[tile.rows, tile.first : tile.last] - tile.low
+    weights, peak = masked_softmax(scores, visible_from, tile.first - tile.low, scale)
     return weights.flatten(0, 1), peak
 
 
@@ -84,12 +121,12 @@ def document_attention(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, scale: f
 @torch.no_grad()
 def exact_peak_scores(q: Tensor, k: Tensor, starts: Tensor, scale: float) -> Tensor:
     """Each query's largest visible score from fp32 products, fp32 [B, H, T], tile by tile."""
+    batch, heads = q.shape[:2]
     q, k = q.float().flatten(0, 1), k.float().flatten(0, 1)
-    peaks = []
-    for first in range(0, q.shape[1], QUERY_BLOCK):
-        _, peak = _weights(q, k, starts, scale, first, min(first + QUERY_BLOCK, q.shape[1]))
-        peaks.append(peak)
-    return torch.cat(peaks, dim=-1)
+    peak_scores = _empty_peaks(q, batch)
+    for tile in _tiles(starts, heads):
+        _, peak_scores[tile.rows, :, tile.first : tile.last] = _weights(q, k, starts, scale, tile)
+    return peak_scores
 
 
 def reference_attention(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, scale: float) -> tuple[Tensor, Tensor]:
