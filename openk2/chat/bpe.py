@@ -10,8 +10,10 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from string import ascii_letters
 from typing import Any, Protocol
 
 import tokenizers
@@ -26,6 +28,9 @@ MAX_RUN_CHARS = 25_000
 
 # A vocabulary of so many ordinary rows spends 1,100 of them on the numbers of two and three digits.
 NUMBERS_FROM_RANKS = 4_096
+
+# Of the rows that are learnt, the share that are a frequent word with the character before it.
+LEAD_SHARE = 1 / 3
 
 
 class Core(Protocol):
@@ -56,26 +61,22 @@ class TrainedCore:
     def train(cls, texts: Iterable[str], num_ranks: int) -> TrainedCore:
         """Learn merges for at most `num_ranks - 256` rows; rows without a merge are named and never produced.
 
+        Words are learnt bare, though K2's split leaves them the character before them; the last merges then put that
+        character to the most frequent ones (`_lead_merges`). So a rare word has the same pieces after a space, a
+        bracket or a quote, which is what copying it from one place to the other needs.
+
         Digits are split one by one while learning, and by K2's 1-3 when encoding. A vocabulary with room for it is
         then given a row for every run of two or three digits, as K2's has; in a smaller one a number is its digits.
         """
-        learner = tokenizers.Tokenizer(models.BPE())
+        texts = [whole_characters(text) for text in texts]
         number_merges = _number_merges() if num_ranks >= NUMBERS_FROM_RANKS else []
-        numbers = list(dict.fromkeys("".join(pair) for pair in number_merges))
-        learner.pre_tokenizer = _pre_tokenizer(split_pattern(max_digits=1))
-        trainer = trainers.BpeTrainer(
-            vocab_size=num_ranks - len(numbers),
-            min_frequency=2,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            special_tokens=[],
-            show_progress=False,
-        )
-        learner.train_from_iterator((whole_characters(text) for text in texts), trainer)
-        learned = json.loads(learner.to_str())["model"]
-        vocab = dict(learned["vocab"])
-        vocab.update({number: row for row, number in enumerate(numbers, len(vocab))})
+        num_numbers = len({"".join(pair) for pair in number_merges})
+        learnt = _learn_merges(texts, num_ranks - num_numbers)
+        room = num_ranks - num_numbers - NUM_BYTES
+        leads = _lead_merges(texts, learnt[: room - int(LEAD_SHARE * room)], int(LEAD_SHARE * room))
+        merges = learnt[: room - len(leads)] + leads + number_merges
+        vocab = _vocabulary(merges)
         vocab.update({_unused_name(row): row for row in range(len(vocab), num_ranks)})
-        merges = [tuple(pair) for pair in learned["merges"]] + number_merges
         tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges))
         tokenizer.pre_tokenizer = _pre_tokenizer(split_pattern())
         tokenizer.decoder = decoders.ByteLevel()
@@ -188,6 +189,47 @@ def whole_characters(text: str) -> str:
 def _pre_tokenizer(pattern: str) -> pre_tokenizers.PreTokenizer:
     split = pre_tokenizers.Split(tokenizers.Regex(pattern), behavior="isolated")
     return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def _learn_merges(texts: Iterable[str], num_rows: int) -> list[tuple[str, str]]:
+    """Merges of bare words, the earlier ones the same however many are asked for."""
+    learner = tokenizers.Tokenizer(models.BPE())
+    learner.pre_tokenizer = _pre_tokenizer(split_pattern(max_digits=1, lead=False))
+    trainer = trainers.BpeTrainer(
+        vocab_size=num_rows,
+        min_frequency=2,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=[],
+        show_progress=False,
+    )
+    learner.train_from_iterator(texts, trainer)
+    return [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
+
+
+def _lead_merges(texts: Iterable[str], bare_merges: Sequence[tuple[str, str]], count: int) -> list[tuple[str, str]]:
+    """Pairs of a character and a whole word of the bare vocabulary, at most `count`, the most useful first.
+
+    A pair is merged wherever a word begins so: words that merely begin with the piece count against it.
+    """
+    bare = models.BPE(vocab=_vocabulary(bare_merges), merges=list(bare_merges))
+    pre_tokenizer = _pre_tokenizer(split_pattern())
+    words: Counter[str] = Counter()
+    for text in texts:
+        words.update(word for word, _ in pre_tokenizer.pre_tokenize_str(text))
+    gain: Counter[tuple[str, str]] = Counter()
+    letters = set(ascii_letters)
+    for word, times in words.items():
+        if word[0] in letters or not letters & set(word) or bare.token_to_id(word) is not None:
+            continue
+        pieces = bare.tokenize(word[1:])
+        gain[word[0], pieces[0].value] += times if len(pieces) == 1 else -times
+    return [pair for pair, times in gain.most_common(count) if times > 1]
+
+
+def _vocabulary(merges: Iterable[tuple[str, str]]) -> dict[str, int]:
+    """Rows in K2's layout: the bytes in their order, then what the merges make."""
+    tokens = (*byte_of_char(), *("".join(pair) for pair in merges))
+    return {token: row for row, token in enumerate(dict.fromkeys(tokens))}
 
 
 def _number_merges() -> list[tuple[str, str]]:

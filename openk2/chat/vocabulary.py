@@ -58,13 +58,17 @@ _LEAD = r"[^\r\n\p{L}\p{N}]?"
 _CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
 
 
-def split_pattern(max_digits: int = 3) -> str:
-    """K2's pre-split: first matching alternative wins. `max_digits` is K2's 3 except while training."""
+def split_pattern(max_digits: int = 3, lead: bool = True) -> str:
+    """K2's pre-split: first matching alternative wins.
+
+    Only training departs from K2's `max_digits` of 3, and from leaving a word the character before it (`lead`).
+    """
+    before = _LEAD if lead else ""
     return "|".join(
         (
             r"[\p{Han}]+",
-            f"{_LEAD}[{_LETTER_HEAD}]*[{_LETTER_TAIL}]+{_CONTRACTION}",
-            f"{_LEAD}[{_LETTER_HEAD}]+[{_LETTER_TAIL}]*{_CONTRACTION}",
+            f"{before}[{_LETTER_HEAD}]*[{_LETTER_TAIL}]+{_CONTRACTION}",
+            f"{before}[{_LETTER_HEAD}]+[{_LETTER_TAIL}]*{_CONTRACTION}",
             rf"\p{{N}}{{1,{max_digits}}}",
             r" ?[^\s\p{L}\p{N}]+[\r\n]*",
             r"\s*[\r\n]+",

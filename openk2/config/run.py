@@ -133,7 +133,10 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class PretrainConfig:
+    """`induction` starts the weights with heads that copy (model/induction.py), for runs too short to grow them."""
+
     model: ModelConfig
+    induction: bool = False
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()

@@ -27,8 +27,6 @@ from openk2.model.rope import rotary_tables
 from openk2.ops.cross_entropy import linear_log_prob
 from openk2.protocols import ParameterSpec, QKGroup
 
-EMBEDDING_OFFSET = 4.0  # size of the part that all tokens' embeddings share at first, in initializer_range
-
 
 @dataclass(frozen=True)
 class ForwardStats:
@@ -79,12 +77,7 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> Model:
-        """Normal(0, initializer_range) for matrices, ones for norms, zero router bias; K2 states no other rule.
-
-        All embedding rows also share one random offset. Without biases a rotary score can depend on the distance
-        alone only through what all tokens have in common: with nothing in common, looking at the token before,
-        and with it copying, has to wait until the embeddings have grown such a part.
-        """
+        """Normal(0, initializer_range) for matrices, ones for norms, zero router bias; K2 states no other rule."""
         generator = torch.Generator().manual_seed(seed)
         spread = self.config.initializer_range
         for parameter in self.parameters():
@@ -92,8 +85,6 @@ class Model(nn.Module):
                 parameter.fill_(1.0)
             else:
                 parameter.normal_(0.0, spread, generator=generator)
-        offset = torch.randn(self.config.hidden_size, generator=generator, dtype=torch.float32)
-        self.embed_tokens.weight += (EMBEDDING_OFFSET * spread * offset).to(self.embed_tokens.weight)
         return self
 
     def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:

@@ -102,7 +102,9 @@ def _empty_peaks(q: Tensor, batch: int) -> Tensor:
 
 def _weights(q: Tensor, k: Tensor, starts: Tensor, scale: float, tile: _Tile) -> tuple[Tensor, Tensor]:
     """Attention weights [rows * H, queries, keys] of one tile and each query's peak score [rows, H, queries]."""
-    scores = torch.bmm(q[tile.queries], k[tile.keys].transpose(1, 2)).unflatten(0, (tile.rows.stop - tile.rows.start, -1))
+    scores = torch.bmm(q[tile.queries], k[tile.keys].transpose(1, 2)).unflatten(
+        0, (tile.rows.stop - tile.rows.start, -1)
+    )
     visible_from = starts[tile.rows, tile.first : tile.last] - tile.low
     weights, peak = masked_softmax(scores, visible_from, tile.first - tile.low, scale)
     return weights.flatten(0, 1), peak

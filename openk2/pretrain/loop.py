@@ -24,6 +24,7 @@ from openk2.data.corpus import Corpus, build_corpus, training_texts
 from openk2.data.loader import PretrainLoader, validation_batches
 from openk2.data.prepare import Manifest, prepare
 from openk2.environments import TOOL_NAMES, declarations
+from openk2.model.induction import start_with_induction
 from openk2.model.model import Model
 from openk2.observe.console import Console
 from openk2.plan.flops import plan_flops
@@ -33,9 +34,15 @@ from openk2.train.session import fresh_model, make_optimizer, open_run
 from openk2.train.validation import copy_loss, mean_loss
 
 STAGE = "pretrain"
-# Every dialogue to come carries tool declarations; a vocabulary that never saw one needs half as many tokens again.
-_DECLARATIONS = json.dumps(declarations(TOOL_NAMES))
-DECLARATION_COPIES = 400
+# What every dialogue to come carries; a vocabulary that never saw it needs half as many tokens again.
+_FORMAT = "\n".join(
+    (
+        "tool_declare system user assistant SELECT FROM WHERE COUNT SUM MAX MIN",
+        json.dumps(declarations(TOOL_NAMES)),
+        *(f"functions.{name}:0 ## Return of functions.{name}:0" for name in TOOL_NAMES),
+    )
+)
+FORMAT_COPIES = 400
 VALIDATION_ROWS = 32  # rows of each domain looked at while training; the evaluation stage reads them all
 
 
@@ -47,6 +54,9 @@ def pretrain(config: PretrainConfig, path: Path, console: Console) -> tuple[Mode
         tokenizer, manifest = _text(config, path, console)
         torch.manual_seed(train.seed)
         model = fresh_model(config.model, train.seed, dtype)
+        if config.induction:
+            console.line("the weights start with an induction circuit")
+            start_with_induction(model, train.seed)
         optimizer = make_optimizer(model, config.optim, console)
         rows = train.batch_tokens // train.sequence_length
         micro_rows = train.micro_batch_tokens // train.sequence_length
@@ -75,9 +85,7 @@ def _text(config: PretrainConfig, path: Path, console: Console) -> tuple[Tokeniz
     else:
         corpus = build_corpus(config.data, console.line)
         console.line(f"training a tokenizer of {config.model.vocab_size:,} entries")
-        texts = itertools.chain(
-            training_texts(config.data, corpus), itertools.repeat(_DECLARATIONS, DECLARATION_COPIES)
-        )
+        texts = itertools.chain(training_texts(config.data, corpus), itertools.repeat(_FORMAT, FORMAT_COPIES))
         tokenizer = Tokenizer.train(texts, config.model.vocab_size)
         tokenizer.save(saved)
     return tokenizer, prepare(config.data, tokenizer, path / "data", console.line, corpus)

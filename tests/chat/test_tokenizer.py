@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import subprocess
@@ -133,6 +134,28 @@ def test_a_vocabulary_with_room_has_a_row_for_every_number_up_to_999() -> None:
     numbers = [f"{number:0{digits}}" for digits in (1, 2, 3) for number in range(10**digits)]
     assert [number for number in numbers if len(tokenizer.encode(number)) != 1] == []
     assert [tokenizer.decode([row]) for row in tokenizer.encode("2026-11-22")] == ["202", "6", "-", "11", "-", "22"]
+
+
+def test_a_rare_word_has_the_same_pieces_whatever_stands_before_it() -> None:
+    """And a frequent one has a row of its own together with the character that mostly stands there."""
+    words = [
+        "".join(parts) for parts in itertools.product(("ba", "ko", "mi", "tu"), ("rel", "san", "vok"), ("do", "pi"))
+    ]
+    tokenizer = Tokenizer.train([" ".join(f"the {word} and the" for word in words)] * 40, 560)
+    assert len(tokenizer.encode(" the")) == 1
+    for word in ("korelsan", "mitudo", "vokpi"):  # words that no text has
+        bare = tokenizer.encode(word)
+        assert [tokenizer.encode(before + word) for before in (" ", '"', "(")] == [
+            [*tokenizer.encode(before), *bare] for before in (" ", '"', "(")
+        ]
+
+
+def test_at_most_a_third_of_the_learnt_rows_are_words_with_a_character_before_them() -> None:
+    words = [f"{a}{b}{c}" for a in "bcdfg" for b in "aeiou" for c in "klmnp"]
+    tokenizer = Tokenizer.train([" ".join(words) + "\n"] * 50, 600)
+    pieces = [tokenizer.token_bytes(row).decode(errors="replace") for row in range(600 - 256)]
+    leading = [piece for piece in pieces if len(piece) > 1 and piece[0] == " " and piece[1:].isalpha()]
+    assert 0 < len(leading) <= (600 - 256 - 256) / 3
 
 
 def test_training_is_deterministic() -> None:

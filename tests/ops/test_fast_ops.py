@@ -89,6 +89,20 @@ def test_attention_never_looks_ahead_or_into_another_document(monkeypatch):
     assert torch.equal(out[:, :, 5:8], again[:, :, 5:8])
 
 
+def test_earlier_documents_cost_nothing():
+    """A row of many documents computes little more than its documents' own scores, whatever the other row holds."""
+    length, documents = 8 * QUERY_BLOCK, 16
+    starts = torch.zeros(2, length, dtype=torch.int32)
+    starts[1] = torch.arange(length) // (length // documents) * (length // documents)
+    tiles = list(attention._tiles(starts, heads=3))
+    area = [0, 0]
+    for tile in tiles:
+        for row in range(tile.rows.start, tile.rows.stop):
+            area[row] += (tile.last - tile.first) * (tile.last - tile.low)
+    assert area[0] == QUERY_BLOCK**2 * 36  # whole blocks below and on the diagonal of 8 x 8
+    assert area[1] <= QUERY_BLOCK**2 * 8
+
+
 @pytest.mark.parametrize("length", [5, QUERY_BLOCK + 9])
 def test_maximum_scores_are_those_of_the_explicit_matrix(length):
     """fp32 inputs: the same maxima, signed, hidden scores left out; bf16 inputs: within the rounding."""

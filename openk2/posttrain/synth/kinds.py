@@ -87,7 +87,7 @@ def _calculator(kind: str, draw: Draw, numbers: Sequence[int], expression: str) 
 
 
 def _written(rng: random.Random, number: int) -> str:
-    return f"{number:,}" if number >= 1000 and rng.random() < 0.15 else str(number)
+    return f"{number:,}" if number >= 1000 and rng.random() < 0.05 else str(number)
 
 
 def add(draw: Draw, world: World) -> Ask:
@@ -114,24 +114,6 @@ def div(draw: Draw, world: World) -> Ask:
     return _calculator("div", draw, draw.numbers(pair), "{a} / {b}")
 
 
-def percent(draw: Draw, world: World) -> Ask:
-    def pair(rng: random.Random) -> tuple[int, ...]:
-        share = rng.choice((rng.randint(2, 95), 5 * rng.randint(1, 19)))
-        return rng.randint(2, 90) * rng.choice((1, 10, 10, 20)), share
-
-    return _calculator("percent", draw, draw.numbers(pair), "{a} * {b} / 100")
-
-
-def chain(draw: Draw, world: World) -> Ask:
-    return _calculator(
-        "chain", draw, draw.numbers(lambda rng: tuple(rng.randint(2, 400) for _ in range(3))), "{a} + {b} + {c}"
-    )
-
-
-def square(draw: Draw, world: World) -> Ask:
-    return _calculator("square", draw, draw.numbers(lambda rng: (rng.randint(3, 999),)), "{a} * {a}")
-
-
 def two_sums(draw: Draw, world: World) -> Ask:
     first = draw.numbers(lambda rng: (rng.randint(2, 99), rng.randint(2, 99)))
     second = draw.numbers(lambda rng: (rng.randint(2, 99), rng.randint(2, 99)))
@@ -145,7 +127,7 @@ def two_sums(draw: Draw, world: World) -> Ask:
 
 
 def _spoken(rng: random.Random, day: date) -> str:
-    if rng.random() < 0.6:
+    if rng.random() < 0.75:
         return day.isoformat()
     month, number, year = names.MONTHS[day.month - 1], day.day, day.year
     return rng.choice((f"{number} {month} {year}", f"{month} {number}, {year}", f"{month} {number} {year}"))
@@ -165,12 +147,6 @@ def before(draw: Draw, world: World) -> Ask:
     day, days = draw.day(), _days(draw.rng)
     call = ExpectedCall("date_add", {"date": day.isoformat(), "days": -days})
     return Ask("before", {"date": _spoken(draw.rng, day), "n": str(days)}, (call,), first_result)
-
-
-def weeks(draw: Draw, world: World) -> Ask:
-    day, count = draw.day(), draw.rng.randint(2, 9)
-    call = ExpectedCall("date_add", {"date": day.isoformat(), "days": 7 * count})
-    return Ask("weeks", {"date": _spoken(draw.rng, day), "n": str(count)}, (call,), first_result)
 
 
 def between(draw: Draw, world: World) -> Ask:
@@ -396,8 +372,8 @@ def branches(draw: Draw, world: World) -> Ask:
 
 # Each tool's kinds of request, with how often each is drawn.
 KINDS: dict[str, dict[Maker, float]] = {
-    "calculator": {add: 4, sub: 4, mul: 4, div: 3, percent: 2, chain: 1.5, square: 1, two_sums: 0.7},
-    "date_add": {after: 4, before: 3, weeks: 1.5},
+    "calculator": {add: 4, sub: 4, mul: 4, div: 3, two_sums: 0.7},
+    "date_add": {after: 4, before: 4},
     "days_between": {between: 1},
     "weekday": {weekday: 12, two_weekdays: 1},
     "convert_units": {convert: 1},

@@ -104,13 +104,13 @@ def sentence_case(template: str) -> str:
 def style(template: str, rng: random.Random) -> str:
     """The same words as people type them: mostly well, sometimes in small letters, unpunctuated or mistyped."""
     draw = rng.random()
-    if draw < 0.70:
+    if draw < 0.80:
         return sentence_case(template)
-    if draw < 0.82:
+    if draw < 0.88:
         return template
-    if draw < 0.92:
+    if draw < 0.95:
         return re.sub(r"[.?!]$", "", rng.choice((template, sentence_case(template))))
-    if draw < 0.97:
+    if draw < 0.99:
         return re.sub(r"[,?!]|[.:](?= |$)", "", template)
     return mistype(sentence_case(template), rng)
 

@@ -30,11 +30,11 @@ Planned = tuple[str, Ask | talk.Talk]  # a template and what it asks
 
 TWO_TURN_SHARE = 0.27  # of held-out tasks and plain dialogues
 # Training dialogues go on for longer: the declarations, two thirds of a short dialogue, are read once for all turns.
-NEXT_TURN_SHARE = 0.72
-MAX_TURNS = 6
+NEXT_TURN_SHARE = 0.8
+MAX_TURNS = 8
 TALK_SHARE = 0.08  # of the tasks that open with a turn that needs no tool
-_FORMS = {"q": 3.0, "imp": 2.5, "emb": 2.0, "np": 2.5, "full": 3.0, "tele": 1.0}
-_GIVEN_WEIGHT = 3.0
+_FORMS = {"q": 3.0, "imp": 3.0, "emb": 1.5, "np": 3.0, "full": 2.0, "tele": 0.5}
+_GIVEN_WEIGHT = 1.5
 _COLUMN_SHARE = 0.35
 
 

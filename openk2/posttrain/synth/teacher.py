@@ -94,11 +94,7 @@ def word_answer(call: ExpectedCall, result: str, user: str) -> str:
 
 
 def _calculated(arguments: Mapping[str, Any], result: str, user: str) -> str:
-    expression = arguments["expression"]
-    percent = re.fullmatch(r"(\S+) \* (\S+) / 100", expression)
-    if percent:
-        return f"{percent[2]} percent of {percent[1]} is {result}."
-    words = " ".join(_OPERATOR_WORDS.get(part, part) for part in expression.split())
+    words = " ".join(_OPERATOR_WORDS.get(part, part) for part in arguments["expression"].split())
     return f"{words} is {result}."
 
 

@@ -61,7 +61,7 @@ def test_fill_refuses_a_slot_without_a_value() -> None:
 def test_each_main_kind_has_thousands_of_phrasings(kind: str) -> None:
     rng = random.Random(3)
     drawn = {phrase(kind, (), rng) for _ in range(2500)}
-    assert len(drawn) > 2000
+    assert len(drawn) > 1500
 
 
 def test_every_kind_is_phrased() -> None:

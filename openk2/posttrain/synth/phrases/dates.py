@@ -1,4 +1,4 @@
-"""How people ask about the calendar. Slots: date, date2 (any written form), n (a number of days or weeks)."""
+"""How people ask about the calendar. Slots: date, date2 (any written form), n (a number of days)."""
 
 TABLES = {
     "after.np": """
@@ -62,25 +62,6 @@ TABLES = {
         [it|the trip|my course|the job|the show] ends on {date} and [lasts|takes|runs for] {n} days. when [does it start|did it start|does it begin]?
         [today is|it is|say it is] {date}. [what|which] [date|day] was it {n} days ago?
         I must [book|pay|call|order] {n} days before {date}. [when|which date] is that?
-    """,
-    "weeks.np": """
-        the [date|day] {n} weeks [after|from] {date}
-        {n} weeks [after|from|past] {date}
-        {date} plus {n} weeks
-    """,
-    "weeks.imp": """
-        add {n} weeks to {date}
-        [count|go|move|jump] {n} weeks [forward |on |ahead |]from {date}
-        [find|compute|calculate|work out|get] the [date|day] {n} weeks [after|from] {date}
-    """,
-    "weeks.q": """
-        [what|which] [date|day] is {n} weeks [after|from] {date}
-        [what|which] [date|day] [comes|is it|will it be] {n} weeks [after|from] {date}
-        when is {n} weeks [after|from] {date}
-    """,
-    "weeks.emb": """
-        [what|which] [date|day] [is|comes|falls] {n} weeks [after|from] {date}
-        when {n} weeks [after|from] {date} is
     """,
     "between.np": """
         the [number of|count of] days [between {date} and {date2}|from {date} to {date2}|from {date} until {date2}]

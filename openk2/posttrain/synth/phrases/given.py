@@ -100,20 +100,6 @@ TABLES = {
         divide {a} {b}
         {a} over {b}
     """,
-    "percent.given": """
-        [the price|the bill|the total|the amount|the sum|my pay|the number|the whole|the cost] is {a}
-        [I have|we have|there are|it costs|I pay|I got|take] {a}
-    """,
-    "percent.ask": """
-        [what|how much] is {b} [percent|%] [of it|of that|of this|]?
-        [find|compute|calculate|give me|tell me|work out|I need|I want|take] {b} [percent|%] [of it|of that].
-        [what|how much] [do I get|do I pay|is it] [with|at|for|for just] {b} [percent|%]?
-    """,
-    "percent.tele": """
-        {b}% {a}
-        {b} percent {a}
-        {a}, {b} percent
-    """,
     "after.given": """
         [it|the trip|the course|the job|the show|the rent|my holiday|our project] [starts|begins|started|began] on {date}
         [the date|the day|my date|the first day|the start|day one] is {date}
@@ -148,20 +134,6 @@ TABLES = {
         {date} minus {n} days
         {n} days before {date}
         {date}, {n} days earlier
-    """,
-    "weeks.given": """
-        [it|the trip|the course|the job|my holiday] [starts|begins|started] on {date}
-        [the date|the day|the first day|the start] is {date}
-        [today is|we have|take|I start on] {date}
-    """,
-    "weeks.ask": """
-        [what|which] [date|day] is [it |]{n} weeks [later|after that|after it|from then]?
-        [add|count|go forward] {n} weeks[ to it|].
-        [find|tell me|give me|I need] the [date|day] {n} weeks [later|after that|from then].
-    """,
-    "weeks.tele": """
-        {date} plus {n} weeks
-        {n} weeks after {date}
     """,
     "between.given": """
         [it|the trip|the course|the job|the show|my holiday|our project] [starts|begins|started|began] on {date} and [ends|stops|is over|ended] on {date2}
