@@ -136,10 +136,10 @@ class PretrainConfig:
     """`induction` starts the weights with heads that copy (model/induction.py), for runs too short to grow them."""
 
     model: ModelConfig
-    induction: bool = False
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
+    induction: bool = False
 
 
 @dataclass(frozen=True)
