@@ -70,6 +70,17 @@ def test_every_part_of_the_circuit_is_needed(part: str) -> None:
     assert losses(model)[1] > whole + 1.0
 
 
+def test_nothing_but_the_circuit_writes_to_the_stream_at_first() -> None:
+    model = started(CONFIG)
+    for name, parameter in model.named_parameters():
+        if "down_proj" in name:
+            assert not parameter.any(), name
+    before, copy = (model.layers[layer].self_attn.o_proj.weight.detach().double() for layer in (0, 1))
+    width = CONFIG.kv_lora_rank // 2
+    assert torch.linalg.matrix_rank(before) == torch.linalg.matrix_rank(copy) == width
+    assert torch.linalg.matrix_rank(torch.cat((before, copy), dim=1)) == 2 * width
+
+
 def test_special_heads_of_the_first_layer_look_one_token_back() -> None:
     model = started(CONFIG)
     ids = torch.randint(CONFIG.vocab_size, (200,), generator=torch.Generator().manual_seed(1))
