@@ -9,12 +9,13 @@ its training may begin with the circuit in place, in the manner of mimetic
 initialisation (Trockman and Kolter 2023, arXiv 2305.09828). All of it is
 weights, and training moves them like any other.
 
-How: the embeddings are much wider than other weights, as the optimizer would
-soon turn anything small into something else. Three subspaces of the residual stream, K dimensions each, hold a token's
+How: three subspaces of the residual stream, K dimensions each, hold a token's
 own content, the content of the token before it, and what is being copied. One
 more direction is a constant that all embeddings share: latent attention has no
 biases, so a rotary score can depend on the distance alone only through it.
-Whatever else writes to the stream starts at zero, so that it drowns nothing.
+Whatever else writes to the stream starts at zero, so that it drowns nothing,
+and embeddings start much wider than other weights: what is small against an
+optimizer step is soon something else.
 
 Left out: K2 states no such rule, and its presets start from normal weights alone.
 """
@@ -119,10 +120,9 @@ class _Attention:
         if before is not None:
             down[width : 2 * width] = (size * before).to(down)
         if self.config.q_lora_rank is None:
-            self._forget_constant(weight := self.attention.q_proj.weight)
+            self._forget_constant(self.attention.q_proj.weight)
             self.query_token = token / self.token_spread
             self.query_constant = self.constant / self.constant_length
-            self.query = weight.view_as(self.query)
             return
         self._forget_constant(down := self.attention.q_a_proj.weight)
         down[:width] = (size * token).to(down)

@@ -51,12 +51,13 @@ def pretrain(config: PretrainConfig, path: Path, console: Console) -> tuple[Mode
     train = config.train
     folder, dtype = open_run(path, to_dict(config), stage=STAGE, seed=train.seed, dtype=train.dtype, console=console)
     with folder:
-        tokenizer, manifest = _text(config, path, console)
+        # Before the text, which takes a while: a shape that cannot be is refused at once.
         torch.manual_seed(train.seed)
         model = fresh_model(config.model, train.seed, dtype)
         if config.induction:
             console.line("the weights start with an induction circuit")
             start_with_induction(model, train.seed)
+        tokenizer, manifest = _text(config, path, console)
         optimizer = make_optimizer(model, config.optim, console)
         rows = train.batch_tokens // train.sequence_length
         micro_rows = train.micro_batch_tokens // train.sequence_length

@@ -142,7 +142,7 @@ def _own_corpus(tokens: float) -> DataConfig:
 
 
 def speedrun() -> SpeedrunConfig:
-    """The whole recipe in at most 20 minutes on two cores."""
+    """The whole recipe, meant for 20 minutes on two cores; the report says how long a run took."""
     return SpeedrunConfig(
         pretrain=tiny_pretrain(),
         synth=SynthConfig(attempts=9_000),
