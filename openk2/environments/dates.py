@@ -8,24 +8,33 @@ from datetime import date, timedelta
 from openk2.protocols import ToolError
 
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-_ISO = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+DIRECTIONS = {"after": 1, "before": -1}
+MONTHS = tuple("January February March April May June July August September October November December".split())
+_ISO = re.compile(r"(?P<year>[0-9]{4})-(?P<month>[0-9]{2})-(?P<day>[0-9]{2})")
+_DAY_FIRST = re.compile(r"(?P<day>[0-9]{1,2}) (?P<month>[A-Za-z]+),? (?P<year>[0-9]{4})")
+_MONTH_FIRST = re.compile(r"(?P<month>[A-Za-z]+) (?P<day>[0-9]{1,2}),? (?P<year>[0-9]{4})")
 
 
 def parse_date(text: str) -> date:
-    """A date written YYYY-MM-DD (the other ISO forms are refused: one way to write it)."""
-    if not _ISO.fullmatch(text):
+    """A date written 2024-05-26, 26 May 2024 or May 26, 2024: a caller may repeat what the user said."""
+    line = " ".join(text.split())
+    found = _ISO.fullmatch(line) or _DAY_FIRST.fullmatch(line) or _MONTH_FIRST.fullmatch(line)
+    month = found["month"].capitalize() if found else ""
+    if not found or not (month.isdecimal() or month in MONTHS):
         raise ToolError(f"not a date: {text[:20]!r}, expected YYYY-MM-DD")
     try:
-        return date.fromisoformat(text)
+        return date(int(found["year"]), int(month) if month.isdecimal() else MONTHS.index(month) + 1, int(found["day"]))
     except ValueError:
-        raise ToolError(f"no such date: {text}") from None
+        raise ToolError(f"no such date: {line}") from None
 
 
-def date_add(start: str, days: int) -> str:
-    """The ISO date `days` after `start` (before it, if negative)."""
+def date_shift(direction: str, start: str, days: int) -> str:
+    """The ISO date `days` "after" or "before" `start`."""
+    if direction not in DIRECTIONS:
+        raise ToolError(f"no such direction: {direction[:20]!r}, expected {' or '.join(DIRECTIONS)}")
     first = parse_date(start)
     try:
-        return (first + timedelta(days=days)).isoformat()
+        return (first + timedelta(days=DIRECTIONS[direction] * days)).isoformat()
     except OverflowError:
         raise ToolError("the resulting date is out of range") from None
 

@@ -1,6 +1,6 @@
 """When two calls of a tool ask for the same thing.
 
-Numbers are equal by value; an expression is its value and the numbers it
+Numbers and dates are equal by value; an expression is its value and the numbers it
 computes with; a unit is its canonical name; a query is its rows on the task's
 table, and on copies that are shorter and whose columns are shifted against each
 other, so that a query that is right by chance (or a constant) is found out.
@@ -12,11 +12,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from openk2.environments.arithmetic import evaluate, exact, operands
+from openk2.environments.dates import parse_date
 from openk2.environments.table import Row, Table
 from openk2.environments.units import canonical_unit
 from openk2.protocols import ToolError
 
 SHIFTED_COPIES = 2
+_DATES = {("date_shift", "date"), ("weekday", "date"), ("days_between", "start"), ("days_between", "end")}
 
 
 def same_call(name: str, expected: Mapping[str, Any], actual: Mapping[str, Any], setup: Mapping[str, Any]) -> bool:
@@ -33,6 +35,8 @@ def _same(name: str, key: str, expected: Any, actual: Any, setup: Mapping[str, A
                 return evaluate(expected) == evaluate(actual) and operands(expected) == operands(actual)
             if name == "convert_units" and key in ("from_unit", "to_unit"):
                 return canonical_unit(expected) == canonical_unit(actual)
+            if (name, key) in _DATES:
+                return parse_date(expected) == parse_date(actual)
             if (name, key) == ("sql_query", "query") and "table" in setup:
                 return _same_query(expected, actual, setup["table"])
         except ToolError:

@@ -24,7 +24,13 @@ GIT_SPECS: tuple[ToolSpec, ...] = (
     tool_spec("git_branch", "List branches", {"repo_path": "string", "branch_type": "string"}),
 )
 
-_REPOSITORIES = ("shop", "blog", "game", "bank", "maps", "mail")
+_LARGE = tuple("shop blog game bank maps mail chat news wiki shell radio photo music player store farm".split())
+# Many, and small: with a dozen repositories a model learns their last commits by heart instead of reading them.
+_SMALL = tuple(
+    "forum clock hotel train paint audio video pilot robot media trade guide proxy mixer ledger sensor editor viewer "
+    "finder planner tracker builder backup relay".split()
+)
+_REPOSITORIES = (*_LARGE, *_SMALL)
 _BRANCHES = ("main", "dev", "test", "beta")
 _FILES: dict[str, tuple[str, ...]] = {
     "OWNER": ("Ada", "Grace", "Linus", "Alan", "Edsger", "Barbara", "Dennis"),
@@ -32,9 +38,9 @@ _FILES: dict[str, tuple[str, ...]] = {
     "LICENSE": ("MIT", "Apache", "GPL", "BSD"),
     "COLOR": ("red", "green", "blue", "yellow", "purple", "orange"),
 }
-_AUTHORS = ("Ada", "Grace", "Linus", "Alan", "Edsger")
-_VERBS = ("Add", "Fix", "Update", "Remove")
-_NOUNS = ("parser", "login page", "search", "cache", "tests", "menu", "docs")
+_AUTHORS = ("Ada", "Grace", "Linus", "Alan", "Edsger", "Barbara", "Dennis")
+_VERBS = ("Add", "Fix", "Update", "Remove", "Move", "Clean", "Check", "Split", "Rename")
+_NOUNS = tuple("parser,login page,search,cache,tests,menu,docs,header,upload form,font,logo,index,reader".split(","))
 _FIRST_COMMIT = 1_704_096_000  # 2024-01-01 08:00:00 UTC
 _DAY = 86_400
 
@@ -42,9 +48,13 @@ _DAY = 86_400
 def fixture_files() -> dict[str, dict[str, dict[str, str]]]:
     """What the repositories hold: repository -> branch -> file -> its one line."""
     return {
-        name: {branch: _branch_files(r, b) for b, branch in enumerate(_BRANCHES[: 2 + r % 3])}
+        name: {branch: _branch_files(r, b) for b, branch in enumerate(_branches(r))}
         for r, name in enumerate(_REPOSITORIES)
     }
+
+
+def _branches(r: int) -> tuple[str, ...]:
+    return _BRANCHES[: 2 + r % 3] if r < len(_LARGE) else _BRANCHES[:1]
 
 
 def fixture_log() -> dict[str, list[tuple[str, str]]]:
@@ -62,7 +72,7 @@ def _branch_files(r: int, b: int) -> dict[str, str]:
     files = {name: values[(5 * r + 3 * b + r * b + k) % len(values)] for k, (name, values) in enumerate(_FILES.items())}
     files["PORT"] = str(8000 + (137 * r + 411 * b + 59 * r * b) % 1000)
     files["VERSION"] = f"{1 + (r + b) % 4}.{(7 * r + 3 * b) % 10}.{(3 * r + 5 * b) % 10}"
-    return files
+    return files if r < len(_LARGE) else {name: files[name] for name in ("OWNER", "VERSION")}
 
 
 def _commit(r: int, b: int, step: int) -> tuple[str, str]:

@@ -18,7 +18,7 @@ from jsonschema import Draft202012Validator
 from referencing import Registry
 
 from openk2.environments.arithmetic import evaluate, format_number
-from openk2.environments.dates import date_add, days_between, weekday
+from openk2.environments.dates import date_shift, days_between, weekday
 from openk2.environments.table import Table
 from openk2.environments.units import convert_units
 from openk2.protocols import ToolError, ToolSpec
@@ -129,8 +129,11 @@ _TOOLS = (
         lambda state, expression: format_number(evaluate(expression), 4),
     ),
     Tool(
-        tool_spec("date_add", "Date some days later", {"date": "string", "days": "integer"}),
-        lambda state, date, days: date_add(date, int(days)),
+        # The direction has a name of its own: a sign before a copied number is what a small model forgets.
+        tool_spec(
+            "date_shift", "Date days after or before", {"direction": "string", "date": "string", "days": "integer"}
+        ),
+        lambda state, direction, date, days: date_shift(direction, date, int(days)),
     ),
     Tool(
         tool_spec("days_between", "Days from start to end", {"start": "string", "end": "string"}),

@@ -1,6 +1,7 @@
 """Unit conversion by exact factors (international yard and pound, US liquid gallon).
 
-Units are named by their long English names, singular or plural.
+Units are named by their long English names, singular or plural, or as people
+usually write them: a caller may repeat what the user said.
 """
 
 from __future__ import annotations
@@ -61,6 +62,37 @@ _TEMPERATURES: dict[str, tuple[Fraction, Fraction]] = {
     "fahrenheit": (Fraction(5, 9), Fraction("459.67") * Fraction(5, 9)),
 }
 _IRREGULAR = {"foot": "feet", "inch": "inches"}
+# Other spellings, in lower case.
+_SPELLINGS = {
+    "meters": "m metre metres",
+    "kilometers": "km kms kilometre kilometres",
+    "centimeters": "cm centimetre centimetres",
+    "millimeters": "mm millimetre millimetres",
+    "miles": "mi",
+    "yards": "yd yds",
+    "feet": "ft",
+    "inches": "in",
+    "kilograms": "kg kgs kilo kilos",
+    "grams": "g",
+    "milligrams": "mg",
+    "tonnes": "t ton tons",
+    "pounds": "lb lbs",
+    "ounces": "oz",
+    "liters": "l litre litres",
+    "milliliters": "ml millilitre millilitres",
+    "gallons": "gal",
+    "quarts": "qt",
+    "pints": "pt",
+    "seconds": "s sec secs",
+    "minutes": "min mins",
+    "hours": "h hr hrs",
+    "meters per second": "m/s",
+    "kilometers per hour": "km/h kph kmh",
+    "miles per hour": "mph",
+    "kelvin": "k",
+    "celsius": "c",
+    "fahrenheit": "f",
+}
 
 
 def _factor(text: str) -> Fraction:
@@ -72,11 +104,14 @@ _LINEAR: dict[str, tuple[str, Fraction]] = {
     unit: (kind, _factor(text)) for kind, units in _FACTORS.items() for unit, text in units.items()
 }
 UNITS: tuple[str, ...] = (*_LINEAR, *_TEMPERATURES)
+_NAMED: dict[str, str] = {spelling: unit for unit, line in _SPELLINGS.items() for spelling in line.split()}
 
 
 def canonical_unit(name: str) -> str:
     """The plural lower-case spelling of a unit, or `ToolError`."""
-    text = " ".join(name.casefold().split())
+    text = " ".join(name.casefold().split()).removeprefix("degrees ")
+    if text in _NAMED:
+        return _NAMED[text]
     first, _, rest = text.partition(" ")
     plural = _IRREGULAR.get(first, first if first.endswith("s") else first + "s")
     for spelling in (text, f"{plural} {rest}".strip()):

@@ -13,9 +13,9 @@ How: three subspaces of the residual stream, K dimensions each, hold a token's
 own content, the content of the token before it, and what is being copied. One
 more direction is a constant that all embeddings share: latent attention has no
 biases, so a rotary score can depend on the distance alone only through it.
-Whatever else writes to the stream starts at zero, so that it drowns nothing,
-and embeddings start much wider than other weights: what is small against an
-optimizer step is soon something else.
+Whatever else writes to the stream starts at zero, so that it drowns nothing.
+Embeddings and what reads the latents start much wider than other weights: what
+is small against an optimizer step is soon something else.
 
 Left out: K2 states no such rule, and its presets start from normal weights alone.
 """
@@ -33,6 +33,7 @@ from openk2.model.model import Block, Model
 from openk2.model.moe import MLP
 from openk2.model.rope import inverse_frequencies, softmax_scale
 
+LATENT = 15.0  # what reads the latents, in units of `initializer_range`; their norms take the size out again
 EMBEDDING = 10.0  # spread of a token's own part, in units of `initializer_range`
 # Sizes in units of that spread.
 CONSTANT = 4.0  # the part that all embeddings share
@@ -42,7 +43,7 @@ COPY = 10.0  # what a layer's copying heads write, together
 BACK_SCORE = 5.0  # of each rotary pair at a distance of one
 BACK_PAIRS = 8  # the fastest pairs: the slow ones cannot tell one token from the next
 MATCH_SCORE = 10.0  # of a key whose token before is the query's token
-VOTE = 2.0  # the head's weight of what is copied, in units of an embedding as wide as other weights
+VOTE = 4.0  # the head's weight of what is copied, in units of an embedding as wide as other weights
 
 
 @torch.no_grad()
@@ -119,6 +120,7 @@ class _Attention:
         down[:width] = (size * token).to(down)
         if before is not None:
             down[width : 2 * width] = (size * before).to(down)
+        down[: self.config.kv_lora_rank] *= LATENT
         if self.config.q_lora_rank is None:
             self._forget_constant(self.attention.q_proj.weight)
             self.query_token = token / self.token_spread
@@ -128,6 +130,7 @@ class _Attention:
         down[:width] = (size * token).to(down)
         # As large in the latent as a token's dimension.
         down[width] = (size * self.token_spread / self.constant_length * self.constant).to(down)
+        down *= LATENT
         rows = torch.eye(self.config.q_lora_rank)
         self.query_token, self.query_constant = rows[:width], rows[width]
 

@@ -3,10 +3,13 @@
 What it is: gather the tokens expert by expert, one grouped product to gate
 and up, SwiGLU, one grouped product down, weight, put back, sum. The backward
 pass is written out: a permutation needs no accumulating scatter, and the only
-activations kept are the sorted inputs and the gate-up products.
+activations kept are the sorted inputs and the gate-up products. Each expert's
+rows are filled up to a multiple of a block: a matrix product of a size never
+seen before is compiled first, which on a CPU takes longer than the product.
 
 Invariants: cost follows the tokens routed, not the number of experts; an
-expert without tokens gets a zero gradient. The slow twin is `reference_experts`.
+expert without tokens gets a zero gradient, and so does whatever fills a block.
+The slow twin is `reference_experts`.
 """
 
 from __future__ import annotations
@@ -18,6 +21,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from openk2.ops.fused import swiglu_backward, swiglu_forward
+
+MAX_BLOCK = 64  # rows
+
+
+def _row_block(pairs: int, num_experts: int) -> int:
+    """A power of two, at most an eighth of an expert's mean share of the rows, so that filling up costs little."""
+    return min(MAX_BLOCK, 1 << max(pairs // num_experts // 8, 1).bit_length() - 1)
 
 
 def _grouped(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
@@ -45,31 +55,39 @@ class _RoutedExperts(torch.autograd.Function):
     ) -> Tensor:
         num_tokens, top_k = chosen.shape
         flat = chosen.flatten()
-        order = flat.argsort(stable=True)  # sorted slot -> (token, choice) pair
-        inverse = torch.empty_like(order)
-        inverse[order] = torch.arange(order.numel(), device=order.device)
-        ends = torch.bincount(flat, minlength=gate_up.shape[0]).cumsum(0).to(torch.int32)
-        sorted_x = x.index_select(0, order // top_k)
+        counts = torch.bincount(flat, minlength=gate_up.shape[0])
+        block = _row_block(flat.numel(), gate_up.shape[0])
+        room = (counts + block - 1) // block * block
+        ends = room.cumsum(0)
+        order = flat.argsort(stable=True)  # (token, choice) pairs, expert by expert
+        shift = (ends - room) - (counts.cumsum(0) - counts)
+        place = torch.empty_like(order)  # pair -> row
+        place[order] = torch.arange(order.numel(), device=order.device) + shift[flat[order]]
+        source = torch.zeros(int(ends[-1]), dtype=order.dtype, device=order.device)  # row -> token; 0 where none is
+        source[place] = torch.arange(order.numel(), device=order.device) // top_k
+        ends = ends.to(torch.int32)
+        sorted_x = x.index_select(0, source)
         hidden = _grouped(sorted_x, gate_up, ends)
         y = _grouped(swiglu_forward(hidden), down, ends)
-        y = y.index_select(0, inverse).view(num_tokens, top_k, x.shape[1])
+        y = y.index_select(0, place).view(num_tokens, top_k, x.shape[1])
         out = torch.bmm(weights.to(y.dtype).unsqueeze(1), y).squeeze(1)
-        ctx.save_for_backward(sorted_x, hidden, y, weights, gate_up, down, order, inverse, ends)
+        ctx.save_for_backward(sorted_x, hidden, y, weights, gate_up, down, place, source, ends)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        sorted_x, hidden, y, weights, gate_up, down, order, inverse, ends = ctx.saved_tensors
+        sorted_x, hidden, y, weights, gate_up, down, place, source, ends = ctx.saved_tensors
         num_tokens, top_k = weights.shape
         grad_weights = torch.bmm(y, grad_out.unsqueeze(-1)).squeeze(-1).to(weights.dtype)
-        sorted_weights = weights.flatten().index_select(0, order).to(grad_out.dtype)
-        grad_y = grad_out.index_select(0, order // top_k) * sorted_weights.unsqueeze(-1)
+        row_weights = torch.zeros(len(source), dtype=grad_out.dtype, device=grad_out.device)
+        row_weights[place] = weights.flatten().to(grad_out.dtype)
+        grad_y = grad_out.index_select(0, source) * row_weights.unsqueeze(-1)
         grad_down = _grouped_weight_gradient(grad_y, swiglu_forward(hidden), ends)
         grad_activation = _grouped(grad_y, down.transpose(-1, -2), ends)
         grad_hidden = swiglu_backward(grad_activation, hidden)
         grad_gate_up = _grouped_weight_gradient(grad_hidden, sorted_x, ends)
         grad_sorted = _grouped(grad_hidden, gate_up.transpose(-1, -2), ends)
-        grad_x = grad_sorted.index_select(0, inverse).view(num_tokens, top_k, grad_out.shape[1]).sum(1)
+        grad_x = grad_sorted.index_select(0, place).view(num_tokens, top_k, grad_out.shape[1]).sum(1)
         return grad_x, None, grad_weights, grad_gate_up, grad_down
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from openk2.chat.template import prelude, turns
 from openk2.chat.tokenizer import Tokenizer
 from openk2.chat.vocabulary import NUM_SPECIAL
 from openk2.config.run import PretrainConfig
@@ -28,20 +29,13 @@ from openk2.model.induction import start_with_induction
 from openk2.model.model import Model
 from openk2.observe.console import Console
 from openk2.plan.flops import plan_flops
+from openk2.protocols import Message
 from openk2.train.batch import supervised
 from openk2.train.loop import Plan, StepInput, fit
 from openk2.train.session import fresh_model, make_optimizer, open_run
 from openk2.train.validation import copy_loss, mean_loss
 
 STAGE = "pretrain"
-# What every dialogue to come carries; a vocabulary that never saw it needs half as many tokens again.
-_FORMAT = "\n".join(
-    (
-        "tool_declare system user assistant SELECT FROM WHERE COUNT SUM MAX MIN",
-        json.dumps(declarations(TOOL_NAMES)),
-        *(f"functions.{name}:0 ## Return of functions.{name}:0" for name in TOOL_NAMES),
-    )
-)
 FORMAT_COPIES = 400
 VALIDATION_ROWS = 32  # rows of each domain looked at while training; the evaluation stage reads them all
 
@@ -86,10 +80,29 @@ def _text(config: PretrainConfig, path: Path, console: Console) -> tuple[Tokeniz
     else:
         corpus = build_corpus(config.data, console.line)
         console.line(f"training a tokenizer of {config.model.vocab_size:,} entries")
-        texts = itertools.chain(training_texts(config.data, corpus), itertools.repeat(_FORMAT, FORMAT_COPIES))
+        texts = itertools.chain(training_texts(config.data, corpus), itertools.repeat(_dialogue_text(), FORMAT_COPIES))
         tokenizer = Tokenizer.train(texts, config.model.vocab_size)
         tokenizer.save(saved)
     return tokenizer, prepare(config.data, tokenizer, path / "data", console.line, corpus)
+
+
+def _dialogue_text() -> str:
+    """What every dialogue to come carries: a vocabulary that never saw it needs half as many tokens again."""
+    specs = declarations(TOOL_NAMES)
+    messages: list[Message] = [{"role": "user", "content": "SELECT FROM WHERE COUNT SUM MAX MIN"}]
+    for index, spec in enumerate(specs):
+        name, arguments = spec["function"]["name"], spec["function"]["parameters"]["properties"]
+        function = {"name": name, "arguments": json.dumps(dict.fromkeys(arguments, ""))}
+        messages += [
+            {
+                "role": "assistant",
+                "content": "",
+                "tool_calls": [{"id": f"functions.{name}:{index}", "function": function}],
+            },
+            {"role": "tool", "name": name, "tool_call_id": f"functions.{name}:{index}", "content": ""},
+        ]
+    segments = itertools.chain(prelude("revised", messages, specs), turns("revised", messages))
+    return "\n".join(segment.text for segment in segments if not segment.control)
 
 
 def _bytes_per_token(manifest: Manifest) -> float:

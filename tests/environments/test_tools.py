@@ -32,9 +32,13 @@ ANSWERS: list[tuple[str, dict[str, Any], str]] = [
     ("calculator", {"expression": "12345678901234567.5*2"}, "24691357802469135"),
     ("calculator", {"expression": "99999999999*99999999999"}, "9999999999800000000001"),
     ("calculator", {"expression": "1/30000"}, "0"),
-    ("date_add", {"date": "2024-02-28", "days": 2}, "2024-03-01"),
-    ("date_add", {"date": "2024-01-01", "days": -1}, "2023-12-31"),
-    ("date_add", {"date": "2024-01-01", "days": 1.0}, "2024-01-02"),
+    ("date_shift", {"direction": "after", "date": "2024-02-28", "days": 2}, "2024-03-01"),
+    ("date_shift", {"direction": "before", "date": "2024-01-01", "days": 1}, "2023-12-31"),
+    ("date_shift", {"direction": "before", "date": "1 January 2024", "days": 1}, "2023-12-31"),
+    ("date_shift", {"direction": "before", "date": "january 01, 2024", "days": 1}, "2023-12-31"),
+    ("convert_units", {"value": 1, "from_unit": "KM", "to_unit": "metres"}, "1000"),
+    ("convert_units", {"value": 100, "from_unit": "degrees C", "to_unit": "F"}, "212"),
+    ("date_shift", {"direction": "after", "date": "2024-01-01", "days": 1.0}, "2024-01-02"),
     ("days_between", {"start": "2024-01-01", "end": "2024-12-31"}, "365"),
     ("days_between", {"start": "2024-12-31", "end": "2024-01-01"}, "-365"),
     ("weekday", {"date": "2000-01-01"}, "Saturday"),
@@ -68,13 +72,17 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("calculator", {"expression": "9" * 150}, "too large"),
     ("calculator", {"expression": "-" * 300 + "1"}, "longer than"),
     ("calculator", {"expression": 5}, "not of type 'string'"),
-    ("date_add", {"date": "2024-02-30", "days": 1}, "no such date"),
-    ("date_add", {"date": "20240101", "days": 1}, "YYYY-MM-DD"),
-    ("date_add", {"date": "2024-01-01", "days": 10**12}, "out of range"),
-    ("date_add", {"date": "2024-01-01", "days": 1e300}, "out of range"),
-    ("date_add", {"date": "2024-01-01", "days": "1"}, "not of type 'integer'"),
-    ("date_add", {"date": "2024-01-01", "days": True}, "not of type 'integer'"),
-    ("date_add", {"date": "2024-01-01"}, "'days' is a required property"),
+    ("date_shift", {"direction": "since", "date": "2024-02-28", "days": 1}, "expected after or before"),
+    ("date_shift", {"direction": "after", "date": "2024-02-30", "days": 1}, "no such date"),
+    ("date_shift", {"direction": "after", "date": "1 Januar 2024", "days": 1}, "YYYY-MM-DD"),
+    ("date_shift", {"direction": "after", "date": "30 February 2024", "days": 1}, "no such date"),
+    ("date_shift", {"direction": "after", "date": "2024-March-01", "days": 1}, "YYYY-MM-DD"),
+    ("date_shift", {"direction": "after", "date": "20240101", "days": 1}, "YYYY-MM-DD"),
+    ("date_shift", {"direction": "after", "date": "2024-01-01", "days": 10**12}, "out of range"),
+    ("date_shift", {"direction": "after", "date": "2024-01-01", "days": 1e300}, "out of range"),
+    ("date_shift", {"direction": "after", "date": "2024-01-01", "days": "1"}, "not of type 'integer'"),
+    ("date_shift", {"direction": "after", "date": "2024-01-01", "days": True}, "not of type 'integer'"),
+    ("date_shift", {"direction": "after", "date": "2024-01-01"}, "'days' is a required property"),
     ("weekday", {"date": "2024-01-01", "zone": "UTC"}, "unknown argument 'zone'"),
     ("convert_units", {"value": 1, "from_unit": "miles", "to_unit": "pounds"}, "cannot convert miles to pounds"),
     ("convert_units", {"value": 1, "from_unit": "celsius", "to_unit": "pounds"}, "cannot convert"),
@@ -226,10 +234,11 @@ def test_calculator_never_crashes(expression: str) -> None:
 
 @given(st.dates(date(1900, 1, 1), date(2100, 1, 1)), st.integers(-5000, 5000))
 def test_dates_agree(start: date, days: int) -> None:
-    tools = open_environment(Task("t", "date_add", "", ("date_add", "days_between"), ()))
-    end = tools.call("date_add", {"date": start.isoformat(), "days": days})
+    tools = open_environment(Task("t", "date_shift", "", ("date_shift", "days_between"), ()))
+    end = tools.call("date_shift", {"direction": "after", "date": start.isoformat(), "days": days})
     assert end == (start + timedelta(days)).isoformat()
     assert tools.call("days_between", {"start": start.isoformat(), "end": end}) == str(days)
+    assert tools.call("date_shift", {"direction": "before", "date": end, "days": days}) == start.isoformat()
 
 
 @pytest.mark.parametrize("unit", UNITS)

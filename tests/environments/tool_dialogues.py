@@ -35,7 +35,12 @@ def task(name: str, user: str, arguments: dict[str, Any], answer: str, **setup: 
 
 GOLD_TASKS: tuple[Task, ...] = (
     task("calculator", "What is 37 times 48?", {"expression": "37*48"}, "1776"),
-    task("date_add", "Which date is 30 days after 2024-02-15?", {"date": "2024-02-15", "days": 30}, "2024-03-16"),
+    task(
+        "date_shift",
+        "Which date is 30 days after 2024-02-15?",
+        {"direction": "after", "date": "2024-02-15", "days": 30},
+        "2024-03-16",
+    ),
     task("days_between", "Days from 2024-01-01 to 2024-12-25?", {"start": "2024-01-01", "end": "2024-12-25"}, "359"),
     task("weekday", "What day is 2024-07-04?", {"date": "2024-07-04"}, "Thursday"),
     task(

@@ -53,8 +53,8 @@ def test_what_was_said_before_is_predicted_before_any_training(name: str) -> Non
     plain = losses(Model(CONFIGS[name]).init_weights(0).eval())
     assert plain[1] > plain[0] - 0.1
     first, second = losses(started(CONFIGS[name]))
-    assert second < first - 1.5
-    assert first < plain[0] + 0.5  # new tokens cost little more
+    assert second < first - 4.5
+    assert first < plain[0] + 1.5  # what is copied although it does not come again
 
 
 @pytest.mark.parametrize("part", ["embed_tokens", "layers.0.self_attn", "layers.1.self_attn", "lm_head"])
@@ -76,7 +76,7 @@ def test_nothing_but_the_circuit_writes_to_the_stream_at_first() -> None:
         if "down_proj" in name:
             assert not parameter.any(), name
     before, copy = (model.layers[layer].self_attn.o_proj.weight.detach().double() for layer in (0, 1))
-    width = CONFIG.kv_lora_rank // 2
+    width = (CONFIG.hidden_size - 1) // 3
     assert torch.linalg.matrix_rank(before) == torch.linalg.matrix_rank(copy) == width
     assert torch.linalg.matrix_rank(torch.cat((before, copy), dim=1)) == 2 * width
 

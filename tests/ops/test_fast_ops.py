@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from openk2.ops import attention, cross_entropy
+from openk2.ops import attention, cross_entropy, experts
 from openk2.ops.attention import QUERY_BLOCK, document_attention, exact_peak_scores, reference_attention
 from openk2.ops.cross_entropy import linear_log_prob, reference_log_prob
 from openk2.ops.experts import reference_experts, routed_experts
@@ -160,6 +160,7 @@ ROUTINGS = {
     "all to one": lambda: torch.full((9, 1), 3),
     "all to the last": lambda: torch.full((9, 1), 5),
     "no token": lambda: torch.zeros(0, 2, dtype=torch.int64),
+    "blocks of 64": lambda: (torch.rand(1100, 6) * torch.linspace(0.2, 1, 6)).topk(3).indices,
 }
 
 
@@ -185,7 +186,21 @@ def test_experts_gradcheck():
     assert torch.autograd.gradcheck(lambda x, w, g, d: routed_experts(x, chosen, w, g, d), (x, weights, gate_up, down))
 
 
-@pytest.mark.parametrize("routing", ["spread", "some experts empty", "one token", "all to one", "all to the last"])
+def test_products_of_experts_come_in_few_sizes(monkeypatch):
+    """A size never met before is compiled first: rows are filled up to blocks, and to little more than there are."""
+    sizes, grouped, chosen = [], experts._grouped, ROUTINGS["blocks of 64"]()
+    monkeypatch.setattr(experts, "_grouped", lambda rows, w, ends: sizes.append(ends) or grouped(rows, w, ends))
+    x, weights, gate_up, down = expert_inputs(1100, 6, 3, torch.float32)
+    routed_experts(x, chosen, weights, gate_up, down)
+    assert not (sizes[0] % 64).any() and 3300 <= sizes[0][-1] < 3300 + 6 * 64
+
+
+@pytest.mark.parametrize(("pairs", "num_experts", "block"), [(0, 8, 1), (4, 16, 1), (1024, 16, 8), (16384, 16, 64)])
+def test_a_block_is_at_most_an_eighth_of_an_experts_rows(pairs, num_experts, block):
+    assert experts._row_block(pairs, num_experts) == block
+
+
+@pytest.mark.parametrize("routing", [name for name in ROUTINGS if name != "no token"])
 def test_experts_in_bf16_are_as_near_as_bf16_allows(routing):
     """The grouped kernel takes this path only in bf16; expert widths are multiples of 8 as it asks."""
     chosen = ROUTINGS[routing]()

@@ -139,9 +139,14 @@ class Trainer:
     def _policy_batches(
         self, groups: Sequence[Sequence[Rollout]], rewards: Sequence[Sequence[float]]
     ) -> list[MicroBatch]:
-        rollouts = [rollout for group in groups for rollout in group]
-        flat = torch.tensor([reward for group in rewards for reward in group], dtype=torch.float32)
-        owners = torch.tensor([index for index, group in enumerate(groups) for _ in group])
+        total = sum(map(len, groups))
+        # Where all samples of a prompt earned the same, every advantage is 0 and so is the gradient: the log-ratio,
+        # taken before the update, is 0 too. They count in the mean and need no pass.
+        telling = [index for index, group in enumerate(rewards) if group and max(group) > min(group)]
+        telling = telling or [index for index, group in enumerate(groups) if group]
+        rollouts = [rollout for index in telling for rollout in groups[index]]
+        flat = torch.tensor([reward for index in telling for reward in rewards[index]], dtype=torch.float32)
+        owners = torch.tensor([owner for owner, index in enumerate(telling) for _ in groups[index]])
         advantage = advantages(flat, owners)
         old = torch.tensor([sum(rollout.logprobs) for rollout in rollouts], dtype=torch.float32)
         length = self.policy.config.max_position_embeddings
@@ -154,16 +159,14 @@ class Trainer:
         rows = max(1, self.config.micro_batch_tokens // packed.batch.input_ids.shape[1])
         self.mismatch.clear()
         sampled = sum(rollout.num_sampled for rollout in rollouts)
-        return [
-            self._with_objective(part, advantage, old, len(rollouts), sampled) for part in packed.batch.chunks(rows)
-        ]
+        return [self._with_objective(part, advantage, old, total, sampled) for part in packed.batch.chunks(rows)]
 
     def _with_objective(self, part: Any, advantage: Tensor, old: Tensor, total: int, sampled: int) -> MicroBatch:
         micro = to_tensors(part, lambda weights: cross_entropy(weights, 1.0))
         present = micro.example_ids[micro.example_ids >= 0].unique()
 
         def objective(log_probs: Tensor) -> Tensor:
-            new = sequence_log_prob(log_probs, micro.example_ids, total)[present]
+            new = sequence_log_prob(log_probs, micro.example_ids, len(old))[present]
             self.mismatch.append(float((old[present] - new.detach()).sum()) / sampled)
             return regularised_squared_error(new, old[present], advantage[present], self.config.tau).sum() / total
 

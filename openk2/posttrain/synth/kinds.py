@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
 
+from openk2.environments.dates import MONTHS
 from openk2.environments.git_fixture import fixture_files
 from openk2.posttrain.synth import names
 from openk2.posttrain.synth.phrasing import fill
@@ -129,7 +130,7 @@ def two_sums(draw: Draw, world: World) -> Ask:
 def _spoken(rng: random.Random, day: date) -> str:
     if rng.random() < 0.75:
         return day.isoformat()
-    month, number, year = names.MONTHS[day.month - 1], day.day, day.year
+    month, number, year = MONTHS[day.month - 1], day.day, day.year
     return rng.choice((f"{number} {month} {year}", f"{month} {number}, {year}", f"{month} {number} {year}"))
 
 
@@ -138,29 +139,30 @@ def _days(rng: random.Random) -> int:
 
 
 def after(draw: Draw, world: World) -> Ask:
-    day, days = draw.day(), _days(draw.rng)
-    call = ExpectedCall("date_add", {"date": day.isoformat(), "days": days})
-    return Ask("after", {"date": _spoken(draw.rng, day), "n": str(days)}, (call,), first_result)
+    return _shifted("after", draw)
 
 
 def before(draw: Draw, world: World) -> Ask:
-    day, days = draw.day(), _days(draw.rng)
-    call = ExpectedCall("date_add", {"date": day.isoformat(), "days": -days})
-    return Ask("before", {"date": _spoken(draw.rng, day), "n": str(days)}, (call,), first_result)
+    return _shifted("before", draw)
+
+
+def _shifted(direction: str, draw: Draw) -> Ask:
+    said, days = _spoken(draw.rng, draw.day()), _days(draw.rng)
+    call = ExpectedCall("date_shift", {"direction": direction, "date": said, "days": days})
+    return Ask(direction, {"date": said, "n": str(days)}, (call,), first_result)
 
 
 def between(draw: Draw, world: World) -> Ask:
     first = draw.day()
     second = draw.day_after(first, draw.rng.choice((40, 200, 800)))
-    call = ExpectedCall("days_between", {"start": first.isoformat(), "end": second.isoformat()})
-    slots = {"date": _spoken(draw.rng, first), "date2": _spoken(draw.rng, second)}
-    return Ask("between", slots, (call,), first_result)
+    start, end = _spoken(draw.rng, first), _spoken(draw.rng, second)
+    call = ExpectedCall("days_between", {"start": start, "end": end})
+    return Ask("between", {"date": start, "date2": end}, (call,), first_result)
 
 
 def weekday(draw: Draw, world: World) -> Ask:
-    day = draw.day()
-    call = ExpectedCall("weekday", {"date": day.isoformat()})
-    return Ask("weekday", {"date": _spoken(draw.rng, day)}, (call,), first_result)
+    said = _spoken(draw.rng, draw.day())
+    return Ask("weekday", {"date": said}, (ExpectedCall("weekday", {"date": said}),), first_result)
 
 
 def two_weekdays(draw: Draw, world: World) -> Ask:
@@ -179,9 +181,10 @@ def convert(draw: Draw, world: World) -> Ask:
         lambda rng: (rng.choice((rng.randint(2, 99), rng.randint(2, 999), rng.randint(11, 990) / 10)),)
     )
     value = int(value) if float(value).is_integer() else value
-    call = ExpectedCall("convert_units", {"value": value, "from_unit": source, "to_unit": target})
-    words = {"u": rng.choice(names.UNIT_WORDS[source]), "w": rng.choice(names.UNIT_WORDS[target])}
-    return Ask("convert", {"v": str(value), **words, "name": draw.name(names.PERSONS)}, (call,), first_result)
+    said, wanted = (rng.choice(names.UNIT_WORDS[unit]) for unit in (source, target))
+    call = ExpectedCall("convert_units", {"value": value, "from_unit": said, "to_unit": wanted})
+    slots = {"v": str(value), "u": said, "w": wanted, "name": draw.name(names.PERSONS)}
+    return Ask("convert", slots, (call,), first_result)
 
 
 # --- notes ------------------------------------------------------------------------------------------------------
@@ -340,24 +343,25 @@ def _show(kind: str, draw: Draw, repo: str, branch: str, file: str) -> Ask:
     return Ask(kind, slots, (call,), first_result)
 
 
-def _log(kind: str, pattern: str, draw: Draw) -> Ask:
+def _log(kind: str, draw: Draw) -> Ask:
     (repo,) = draw.of(_git_repositories())
 
     def read(results: Sequence[str]) -> str:
-        found = re.search(pattern, results[0])
-        assert found is not None
-        return found.group(1)
+        # Who and what, whichever was asked for: one wording to learn.
+        author, message = (re.search(rf"{field}: (.*)", results[0]) for field in ("Author", "Message"))
+        assert author is not None and message is not None
+        return f"{author[1]}: {message[1]}"
 
     call = ExpectedCall("git_log", {"repo_path": repo, "max_count": 1})
     return Ask(kind, {"repo": repo}, (call,), read)
 
 
 def log(draw: Draw, world: World) -> Ask:
-    return _log("log", r"Message: (.*)", draw)
+    return _log("log", draw)
 
 
 def log_author(draw: Draw, world: World) -> Ask:
-    return _log("log_author", r"Author: (.*)", draw)
+    return _log("log_author", draw)
 
 
 def branches(draw: Draw, world: World) -> Ask:
@@ -373,7 +377,7 @@ def branches(draw: Draw, world: World) -> Ask:
 # Each tool's kinds of request, with how often each is drawn.
 KINDS: dict[str, dict[Maker, float]] = {
     "calculator": {add: 4, sub: 4, mul: 4, div: 3, two_sums: 0.7},
-    "date_add": {after: 4, before: 4},
+    "date_shift": {after: 4, before: 4},
     "days_between": {between: 1},
     "weekday": {weekday: 12, two_weekdays: 1},
     "convert_units": {convert: 1},
@@ -387,7 +391,7 @@ KINDS: dict[str, dict[Maker, float]] = {
 # How often each tool is what the user asks for.
 TOOL_WEIGHTS: dict[str, float] = {
     "calculator": 2.4,
-    "date_add": 1.3,
+    "date_shift": 1.3,
     "days_between": 1.0,
     "weekday": 1.0,
     "convert_units": 1.4,
@@ -395,6 +399,6 @@ TOOL_WEIGHTS: dict[str, float] = {
     "get_note": 1.0,
     "sql_query": 2.0,
     "git_show": 0.9,
-    "git_log": 0.4,
+    "git_log": 0.7,
     "git_branch": 0.3,
 }

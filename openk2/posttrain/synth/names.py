@@ -120,7 +120,61 @@ STRANGERS = """
     village villain vine violin virtue voice volcano voyage wagon walnut warden warrior water weapon weaver wedding
     whale wheat wheel whisper widow wing witch witness wizard wolf wonder wool worker world worm wreath yacht zebra
 """.split()
-# What invented names are made of: two or three syllables of these.
+# Everyday words, of which other invented names are glued: the front of one and the back of another. A vocabulary has
+# pieces that no list of names meets, and a piece that was never copied is not copied.
+EVERYDAY = """
+    able above accept access account across action active actual adapt address adjust advance advice affect afford
+    again ahead aid aim air alarm alert alive allow alone along alter amount annual appear apply approve argue around
+    arrange arrive aside assign assume attach attack attempt attend author avoid await award aware balance barely base
+    batch became become begin behalf behave behind being believe belong below bend beneath beside beyond blank blend
+    block blow board body bond boost bound brave break brief broad budget build burn burst button cache capable carry
+    cast catch cause central certain challenge chance chase check child choice choose claim class clause clever climb
+    close code collect combine come comma comment common compare compile complete compute concern confirm connect
+    consider constant contain content context continue contract control convert correct counter courage court cover
+    craft create credit crisis crowd culture current custom cycle damage danger data deal debug decide declare decline
+    decode decrease deep default defend define delay delete deliver demand deny depend deploy derive describe deserve
+    design desire destroy detail detect develop device differ digit direct discover discuss display distant divide
+    document domain double doubt draft draw dream drive drop during eager earn easy edge edit effect effort element
+    embrace emerge employ enable encode encounter endure energy engage enjoy enough ensure enter entire entry equal
+    equip escape essay even event evident exact examine except exchange execute exist expand expect expert explain
+    explore export express extend extra extract face fail fair faith fall false fame famous fancy fast fatal fault
+    favor fear feature feed feel fetch fever final finish firm fix flash flat flavor float flood floor flow focus fold
+    follow force foreign forget formal format former forward frame fresh front frozen function future gain gather
+    gentle genuine give global govern grace grade grand grant graph gray group grow growth guess guide gym half hand
+    handle happen harm haste head health hear heart heavy height hidden highest history hold home honest honor hope
+    host huge human humble hurry hurt idea ignore image impact import impose improve include income increase indeed
+    indent inform inner input insert inside inspire install intend invite invoke issue item iterate itself join joint
+    jump just keen keep kind kit knee know labor lack language large last laugh launch layer lead learn leave left
+    legal length level liable light limit linear link listen literal little live load local locate logic long look
+    loop loose loss loud lower loyal luck main major make manage manner manual many mark mass match maximum maybe mean
+    measure mention merge message method middle might mild mind minimum minor minus mirror miss mix mobile mode modern
+    modify module moral mount mouth move much multiple must mutual naive narrow native near need neglect neither
+    nested neutral never next nobody none normal notice nothing null object obtain obvious occur offer officer offset
+    often omit once only onto open operate oppose option order origin other ought ounce outer output outside over own
+    pack pain pair panel parse part pass past patch path patient pattern pause peace peak perfect perform perhaps
+    permit phrase pick piece pink place plain plan play please pledge plenty point policy poor popular port possible
+    post pound pour power praise prefix prepare present press pretty prevent primary print prior private problem
+    process produce program promise proof proper protect proud prove provide public publish pull pure purpose push
+    quality quantity question queue quick quiet quit quote raise random range rapid rare rather reach react read ready
+    real reason receive recent record recover reduce refer refuse regard reject relate relax release rely remain
+    remind remote repair repeat replace reply request require resolve respect respond rest result resume retain return
+    reveal reverse reward rich right rise risk roll rough round route routine rule run rush sad safe sake salary same
+    save say scan schedule schema scope score screen script search seat second section secure seek seem select self
+    send sense separate sequence serial serious serve session settle setup seven severe shade shall shape share sharp
+    shift shine shock short should show sight sign silent simple since single size skill skip sleep slice slide slight
+    slow small smart smile smooth social socket soft solid solve some soon sorry sort soul sound source space speak
+    special spend spirit split spread stack staff stand standard stare start state status stay steady step still stock
+    stop story strange strategy strength stretch strict strike strong structure struggle study stuff style submit
+    subtle succeed such sudden suffer suggest suit super supply support suppose sure surface surprise survive swap
+    sweet swift switch syntax system table tail take talk target task taste teach tell tend term test text thank theme
+    theory there thick thin thing think thought thread threat thus tight tiny title toggle token tone tool top topic
+    total touch tough toward trace track trade train transfer travel treat trial trick trigger trim trouble true trust
+    truth tuple turn twice type unable under union unique unit unless until update upon upper usage useful usual valid
+    value vary vast verb verify version very victim view virtual visible vision visit vital void vote wait walk wall
+    want warm warn waste watch weak wealth wear weigh welcome well what when where whether which while whole wide wild
+    will win wire wise wish within without word work worry worth would wound wrap write wrong yield young zero zone
+""".split()
+# What the others are made of: two or three syllables of these.
 ONSETS = "b br c ch d dr f g gr h j k kl l m n p pl qu r s sh sk st t th tr v w y z".split()
 NUCLEI = "a e i o u a e i o u ai ea ie oo ou".split()
 CODAS = ["", "", "", *"ck l ll m n nd ng nt r rd rt s sk st t th x".split()]
@@ -204,8 +258,6 @@ FACTS = """
     what is a library for? | A library lends books.
     what is a clock for? | A clock shows the time.
 """
-
-MONTHS = "January February March April May June July August September October November December".split()
 
 # Ways to write a unit; the first is the tool's own spelling.
 UNIT_WORDS = {

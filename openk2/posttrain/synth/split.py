@@ -6,7 +6,7 @@ or combination of numbers can stand in a training task, whatever the seed.
 A word that the phrase tables or the git fixture use can never be held out: it
 counts as training. A model that meets a few hundred names again and again
 learns them by heart and says them in place of new ones; so many names of
-training tasks are strangers, drawn from words and syllables without end. Left
+training tasks are strangers, drawn from words, pieces of words and syllables without end. Left
 out: values that tools compute (a sum may equal any number).
 """
 
@@ -25,8 +25,8 @@ from openk2.posttrain.synth import names
 from openk2.posttrain.synth.phrases import GRAMMAR
 
 HELD_OUT_SHARE = 8  # one value in so many
-STRANGER_SHARE = 0.5  # of the names in training tasks; the others are of the pools
-INVENTED_SHARE = 0.5  # of the strangers: made of syllables; the others are words
+STRANGER_SHARE = 0.75  # of the names in training tasks; the others are of the pools
+LONGEST_GLUED = 10  # letters
 _FIRST_DAY = date(1995, 1, 1)
 _NUM_DAYS = 365 * 40
 _T = TypeVar("_T")
@@ -95,11 +95,7 @@ class Draw:
         """A word or an invented name that is not held out and means nothing to the phrase tables."""
         rng = self.rng
         while True:
-            if rng.random() < INVENTED_SHARE:
-                parts = (names.ONSETS, names.NUCLEI, names.CODAS)
-                word = "".join(rng.choice(part) for _ in range(rng.choice((2, 2, 3))) for part in parts)
-            else:
-                word = rng.choice(names.STRANGERS)
+            word = rng.choice((_word, _syllables, _glued, _glued))(rng)
             if word not in _common_words() and not held_out_name(word):
                 return word.capitalize() if capital else word
 
@@ -111,6 +107,24 @@ class Draw:
         border = -(-len(ranked) // HELD_OUT_SHARE)
         part = ranked[:border] if self.held_out else ranked[border:]
         return self.rng.choice([cell for cell in part if keep is None or keep(cell)])
+
+
+def _word(rng: random.Random) -> str:
+    return rng.choice(names.STRANGERS)
+
+
+def _syllables(rng: random.Random) -> str:
+    parts = (names.ONSETS, names.NUCLEI, names.CODAS)
+    return "".join(rng.choice(part) for _ in range(rng.choice((2, 2, 3))) for part in parts)
+
+
+def _glued(rng: random.Random) -> str:
+    """The front of one word and the back of another, either of them whole at times."""
+    while True:
+        front, back = (rng.choice(rng.choice((names.EVERYDAY, names.STRANGERS))) for _ in range(2))
+        word = front[: rng.randint(2, len(front))] + back[rng.randint(0, len(back) - 2) :]
+        if len(word) <= LONGEST_GLUED:
+            return word
 
 
 @lru_cache(maxsize=64)

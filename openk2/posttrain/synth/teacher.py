@@ -19,9 +19,6 @@ from openk2.protocols import ExpectedCall, Message, Task
 
 ERRORS = ("wrong_tool", "wrong_arguments", "wrong_answer", "no_call", "extra_call", "bad_json")
 _OPERATOR_WORDS = {"+": "plus", "-": "minus", "*": "times", "/": "divided by"}
-_AUTHOR = re.compile(
-    r"\b(?:who|a[uthor]{4,6})\b", re.IGNORECASE
-)  # the word also with a letter doubled, lost or swapped
 
 
 class Teacher:
@@ -44,8 +41,7 @@ class Teacher:
             calls = self._calls(turn, error)
             if calls:
                 return {"role": "assistant", "content": "", "tool_calls": [self._call(call, error) for call in calls]}
-        user = self._task.turns[turn].user
-        text = self._answer(turn, user, results, error)
+        text = self._answer(turn, results, error)
         return {"role": "assistant", "content": change_value(text, self._rng) if error == "wrong_answer" else text}
 
     def _draw_error(self, turn: int, rate: float) -> str:
@@ -77,7 +73,7 @@ class Teacher:
         function = {"name": call.name, "arguments": arguments}
         return {"id": f"functions.{call.name}:{index}", "type": "function", "function": function}
 
-    def _answer(self, turn: int, user: str, results: Sequence[str], error: str) -> str:
+    def _answer(self, turn: int, results: Sequence[str], error: str) -> str:
         calls = self._task.turns[turn].calls
         if not calls:
             return self._replies[turn]
@@ -85,45 +81,45 @@ class Teacher:
             return f"I think it is {self._rng.randint(2, 999)}."
         if len(calls) > 1:
             return f"They are {' and '.join(results[: len(calls)])}."
-        return word_answer(calls[0], results[0], user)
+        return word_answer(calls[0], results[0])
 
 
-def word_answer(call: ExpectedCall, result: str, user: str) -> str:
+def word_answer(call: ExpectedCall, result: str) -> str:
     """One short, regular sentence from a tool's result."""
-    return _WORDINGS[call.name](call.arguments, result, user)
+    return _WORDINGS[call.name](call.arguments, result)
 
 
-def _calculated(arguments: Mapping[str, Any], result: str, user: str) -> str:
+def _calculated(arguments: Mapping[str, Any], result: str) -> str:
     words = " ".join(_OPERATOR_WORDS.get(part, part) for part in arguments["expression"].split())
     return f"{words} is {result}."
 
 
-def _queried(arguments: Mapping[str, Any], result: str, user: str) -> str:
+def _queried(arguments: Mapping[str, Any], result: str) -> str:
     value = json.loads(result)[0][0] if result.startswith("[[") else result
     return f"There are {value}." if "COUNT" in arguments["query"] else f"It is {value}."
 
 
-def _logged(arguments: Mapping[str, Any], result: str, user: str) -> str:
+def _logged(arguments: Mapping[str, Any], result: str) -> str:
     fields = dict(line.split(": ", 1) for line in result.splitlines() if ": " in line)
-    if _AUTHOR.search(user):
-        return f"It is by {fields.get('Author', result)}."
-    return f"The last commit is: {fields.get('Message', result)}."
+    if not {"Author", "Message"} <= fields.keys():
+        return f"It says {result}."
+    return f"The last commit is by {fields['Author']}: {fields['Message']}."
 
 
-def _listed(arguments: Mapping[str, Any], result: str, user: str) -> str:
+def _listed(arguments: Mapping[str, Any], result: str) -> str:
     return f"The branches are {', '.join(line.strip('* ') for line in result.splitlines())}."
 
 
-_WORDINGS: dict[str, Callable[[Mapping[str, Any], str, str], str]] = {
+_WORDINGS: dict[str, Callable[[Mapping[str, Any], str], str]] = {
     "calculator": _calculated,
-    "date_add": lambda arguments, result, user: f"It is {result}.",
-    "days_between": lambda arguments, result, user: f"That is {result} days.",
-    "weekday": lambda arguments, result, user: f"It is a {result}.",
-    "convert_units": lambda arguments, result, user: f"That is {result} {arguments['to_unit']}.",
-    "set_note": lambda arguments, result, user: "Saved.",
-    "get_note": lambda arguments, result, user: f"The note says: {result}.",
+    "date_shift": lambda arguments, result: f"It is {result}.",
+    "days_between": lambda arguments, result: f"That is {result} days.",
+    "weekday": lambda arguments, result: f"It is a {result}.",
+    "convert_units": lambda arguments, result: f"That is {result} {arguments['to_unit']}.",
+    "set_note": lambda arguments, result: "Saved.",
+    "get_note": lambda arguments, result: f"The note says: {result}.",
     "sql_query": _queried,
-    "git_show": lambda arguments, result, user: f"It is {result}.",
+    "git_show": lambda arguments, result: f"It is {result}.",
     "git_log": _logged,
     "git_branch": _listed,
 }

@@ -75,6 +75,17 @@ def test_the_sampled_ids_are_trained_on_as_they_were_sampled() -> None:
         assert tuple(learned) == sampler.sampled[index]
 
 
+def test_a_group_that_earned_the_same_needs_no_pass_and_counts_in_the_mean() -> None:
+    run = trainer(FixedSampler(lambda k: "yes" + "!" * k), tau=0.5)
+    groups = run._sample(0, run.pool.draw(0, 2))
+    batches = run._policy_batches(groups, [[1.0] * 4, [0.0, 1.0, 1.0, 1.0]])
+    found = examples_of(batches)
+    assert [found[index][0] for index in sorted(found)] == [one.ids for one in groups[1]]
+    errors = [(a + 0.5 * sum(one.logprobs)) ** 2 for a, one in zip((-0.75, 0.25, 0.25, 0.25), groups[1], strict=True)]
+    found_loss = sum(float(micro.objective(torch.zeros(micro.targets.shape))) for micro in batches)
+    assert found_loss == pytest.approx(sum(errors) / 8)
+
+
 def test_the_step_syncs_first_and_its_temperature_falls() -> None:
     sampler = FixedSampler(lambda _: "yes")
     run = trainer(sampler, temperature_start=1.0, temperature_end=0.5, steps=3)

@@ -6,12 +6,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from openk2.environments.dates import MONTHS
 from openk2.environments.git_fixture import fixture_files
 from openk2.posttrain.synth import names
 from openk2.posttrain.synth.kinds import THEMES
 from openk2.protocols import Task
 
-_MONTH = "|".join(names.MONTHS)
+_MONTH = "|".join(MONTHS)
 _DATE = re.compile(
     rf"\b(?:\d{{1,2}} (?:{_MONTH}),? \d{{4}}|(?:{_MONTH}) \d{{1,2}},? \d{{4}}|\d{{4}}-\d\d-\d\d)\b", re.I
 )
