@@ -37,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # threads that sleep at once are slow to wake (13%): they spin for microseconds. Read by OpenMP when torch is
     # loaded, which no import above does.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    # Compiled products are kept, a thousand of them by default, which comes to gigabytes; a step needs a few hundred.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "400")
     try:
         parser = _build_parser()
         arguments, rest = parser.parse_known_args(argv)

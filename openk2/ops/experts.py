@@ -22,7 +22,7 @@ from torch import Tensor
 
 from openk2.ops.fused import swiglu_backward, swiglu_forward
 
-MAX_BLOCK = 64  # rows
+MAX_BLOCK = 32  # rows
 
 
 def _row_block(pairs: int, num_experts: int) -> int:
@@ -58,14 +58,18 @@ class _RoutedExperts(torch.autograd.Function):
         counts = torch.bincount(flat, minlength=gate_up.shape[0])
         block = _row_block(flat.numel(), gate_up.shape[0])
         room = (counts + block - 1) // block * block
+        # As many rows whatever the routing, so that buffers are used again; the last expert has what is left over.
+        rows = flat.numel() + len(counts) * (block - 1)
         ends = room.cumsum(0)
         order = flat.argsort(stable=True)  # (token, choice) pairs, expert by expert
         shift = (ends - room) - (counts.cumsum(0) - counts)
         place = torch.empty_like(order)  # pair -> row
         place[order] = torch.arange(order.numel(), device=order.device) + shift[flat[order]]
-        source = torch.zeros(int(ends[-1]), dtype=order.dtype, device=order.device)  # row -> token; 0 where none is
+        # row -> token, or 0 where none is
+        source = torch.zeros(rows // block * block, dtype=order.dtype, device=order.device)
         source[place] = torch.arange(order.numel(), device=order.device) // top_k
         ends = ends.to(torch.int32)
+        ends[-1] = len(source)
         sorted_x = x.index_select(0, source)
         hidden = _grouped(sorted_x, gate_up, ends)
         y = _grouped(swiglu_forward(hidden), down, ends)

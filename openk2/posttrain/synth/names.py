@@ -105,7 +105,7 @@ STRANGERS = """
     leader leather legend lemonade lens letter lever liberty lightning lily lion lizard lobby lock lodge lord lumber
     lunch magnet maiden manor maple marble march marsh mask mason master matter meadow medal melody member memory
     merchant metal meteor mill miner minister mint miracle model monk moon mosque motor mouse mud mule muscle mystery
-    napkin nation nature navy neck needle nephew nerve nest noble noise north novel nurse oak oasis ocean octopus
+    napkin nation nature navy neck nephew nerve nest noble noise north novel nurse oak oasis ocean octopus
     office olive onion opera orbit orchard organ orphan otter outlaw oven owl oyster palace palm panda panther parade
     parcel pardon parent parrot partner passage pasture patrol pearl peasant pelican penguin people petal piano pigeon
     pillar pilot pine pioneer pirate planet plaster player plaza pocket poem poet pole pond pony poppy portrait powder
@@ -140,7 +140,7 @@ EVERYDAY = """
     explore export express extend extra extract face fail fair faith fall false fame famous fancy fast fatal fault
     favor fear feature feed feel fetch fever final finish firm fix flash flat flavor float flood floor flow focus fold
     follow force foreign forget formal format former forward frame fresh front frozen function future gain gather
-    gentle genuine give global govern grace grade grand grant graph gray group grow growth guess guide gym half hand
+    gentle genuine give global govern grace grade grand grant graph gray group grow growth guess guide half hand
     handle happen harm haste head health hear heart heavy height hidden highest history hold home honest honor hope
     host huge human humble hurry hurt idea ignore image impact import impose improve include income increase indeed
     indent inform inner input insert inside inspire install intend invite invoke issue item iterate itself join joint
