@@ -81,6 +81,13 @@ def test_nothing_but_the_circuit_writes_to_the_stream_at_first() -> None:
     assert torch.linalg.matrix_rank(torch.cat((before, copy), dim=1)) == 2 * width
 
 
+def test_what_reads_the_latents_is_wide_against_an_optimizers_step() -> None:
+    for block in started(CONFIG).blocks():
+        attention = block.self_attn
+        for weight in (attention.kv_a_proj_with_mqa.weight[: CONFIG.kv_lora_rank], attention.q_a_proj.weight):
+            assert float(weight.detach().square().mean().sqrt()) > 10 * CONFIG.initializer_range
+
+
 def test_special_heads_of_the_first_layer_look_one_token_back() -> None:
     model = started(CONFIG)
     ids = torch.randint(CONFIG.vocab_size, (200,), generator=torch.Generator().manual_seed(1))
