@@ -63,11 +63,12 @@ class _RoutedExperts(torch.autograd.Function):
         ends = room.cumsum(0)
         order = flat.argsort(stable=True)  # (token, choice) pairs, expert by expert
         shift = (ends - room) - (counts.cumsum(0) - counts)
+        pair = torch.arange(order.numel(), device=order.device)
         place = torch.empty_like(order)  # pair -> row
-        place[order] = torch.arange(order.numel(), device=order.device) + shift[flat[order]]
+        place[order] = pair + shift[flat[order]]
         # row -> token, or 0 where none is
         source = torch.zeros(rows // block * block, dtype=order.dtype, device=order.device)
-        source[place] = torch.arange(order.numel(), device=order.device) // top_k
+        source[place] = pair // top_k
         ends = ends.to(torch.int32)
         ends[-1] = len(source)
         sorted_x = x.index_select(0, source)

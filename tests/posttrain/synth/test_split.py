@@ -10,6 +10,7 @@ from pathlib import Path
 
 from openk2.environments.arithmetic import operands
 from openk2.environments.dates import parse_date
+from openk2.environments.units import canonical_unit
 from openk2.posttrain.synth import held_out_tasks, names, write_held_out
 from openk2.posttrain.synth.split import held_out_date, held_out_name, held_out_numbers
 from openk2.posttrain.synth.tasks import make_plain, make_task
@@ -54,6 +55,10 @@ def test_training_tasks_hold_no_held_out_value() -> None:
         assert not _names_in(_text(task)), task
         count += 1
     assert count == 3000
+
+
+def test_the_converter_knows_every_spelling_that_tasks_use() -> None:
+    assert all(canonical_unit(word) == unit for unit, words in names.UNIT_WORDS.items() for word in words)
 
 
 def test_lists_that_strangers_are_made_of_hold_no_held_out_name() -> None:
