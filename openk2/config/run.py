@@ -133,13 +133,27 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """`induction` starts the weights with heads that copy (model/induction.py), for runs too short to grow them."""
+    """For runs too short to grow heads that copy: start with them (model/induction.py), keep them (data/copying.py)."""
 
     model: ModelConfig
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     induction: bool = False
+    copy_fraction: float = 0.0  # of a step's rows: random tokens said twice instead of text
+
+    def __post_init__(self) -> None:
+        rows = self.train.batch_tokens // self.train.sequence_length
+        if self.copy_fraction and not 1 <= self.copy_rows < rows:
+            raise ValueError(
+                f"pretrain.copy_fraction: saw {self.copy_fraction} of {rows} rows a step, expected 0 or at least one row of "
+                "copies and one of text"
+            )
+
+    @property
+    def copy_rows(self) -> int:
+        """Rows of a step that are random tokens said twice."""
+        return round(self.copy_fraction * (self.train.batch_tokens // self.train.sequence_length))
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,10 @@
 
 What it is: the training and prefill attention of the CPU. Queries are taken
 a block at a time against the keys from the start of the block's first document
-to the block's end, so that most of the score matrix is never computed and none
-of it is kept: the backward pass makes the probabilities again. Scores
-accumulate in fp32 inside the product and are rounded to the inputs' dtype.
+to the block's end, so that most of the score matrix is never computed. The
+backward pass makes the probabilities again, except where they are few enough
+to be kept. Scores accumulate in fp32 inside the product and are rounded to the
+inputs' dtype.
 
 Invariants: token i sees token j when `starts[i] <= j <= i`. Peaks are over
 visible scores, scale included: in fp32 they are exact, in bf16 they may be off
@@ -27,6 +28,7 @@ from openk2.ops.fused import masked_softmax, softmax_backward
 
 QUERY_BLOCK = 256  # a block's scores stay within the last-level cache at small batches
 KEY_STEP = 64  # tiles begin at multiples of it, so that few shapes of products occur
+KEPT_BYTES = 32 * 2**20  # a call's probabilities are kept for its backward pass up to this size
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,10 @@ class _Tile:
     @property
     def keys(self) -> tuple[slice, slice]:
         return self.heads, slice(self.low, self.last)
+
+    @property
+    def num_scores(self) -> int:
+        return (self.heads.stop - self.heads.start) * (self.last - self.first) * (self.last - self.low)
 
 
 def _tiles(starts: Tensor, heads: int) -> Iterator[_Tile]:
@@ -70,9 +76,12 @@ class _TiledAttention(torch.autograd.Function):
         out = torch.empty(batch * heads, length, v.shape[-1], dtype=q.dtype, device=q.device)
         peak_scores = _empty_peaks(q, batch)
         ctx.tiles = list(_tiles(starts, heads))
+        ctx.kept = [] if sum(tile.num_scores for tile in ctx.tiles) * q.element_size() <= KEPT_BYTES else None
         for tile in ctx.tiles:
             weights, peak_scores[tile.rows, :, tile.first : tile.last] = _weights(q, k, starts, scale, tile)
             out[tile.queries] = torch.bmm(weights, v[tile.keys])
+            if ctx.kept is not None:
+                ctx.kept.append(weights)
         ctx.save_for_backward(q, k, v, starts)
         ctx.scale = scale
         ctx.mark_non_differentiable(peak_scores)
@@ -84,8 +93,8 @@ class _TiledAttention(torch.autograd.Function):
         shape = grad_out.shape[:2]
         grad_out = grad_out.flatten(0, 1)
         grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for tile in ctx.tiles:
-            weights, _ = _weights(q, k, starts, ctx.scale, tile)
+        for index, tile in enumerate(ctx.tiles):
+            weights = _weights(q, k, starts, ctx.scale, tile)[0] if ctx.kept is None else ctx.kept[index]
             grad_tile = grad_out[tile.queries]
             grad_v[tile.keys] += torch.bmm(weights.transpose(1, 2), grad_tile)
             grad_scores = softmax_backward(torch.bmm(grad_tile, v[tile.keys].transpose(1, 2)), weights, ctx.scale)

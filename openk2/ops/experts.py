@@ -3,9 +3,10 @@
 What it is: gather the tokens expert by expert, one grouped product to gate
 and up, SwiGLU, one grouped product down, weight, put back, sum. The backward
 pass is written out: a permutation needs no accumulating scatter, and the only
-activations kept are the sorted inputs and the gate-up products. Each expert's
-rows are filled up to a multiple of a block: a matrix product of a size never
-seen before is compiled first, which on a CPU takes longer than the product.
+activations kept are the sorted inputs, the gate-up products and the outputs.
+Each expert's rows are filled up to a multiple of a block: a matrix product of a
+size never seen before is compiled first, which on a CPU takes longer than the
+product.
 
 Invariants: cost follows the tokens routed, not the number of experts; an
 expert without tokens gets a zero gradient, and so does whatever fills a block.
@@ -20,7 +21,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openk2.ops.fused import swiglu_backward, swiglu_forward
+from openk2.ops.fused import (
+    gather_dot,
+    gather_scaled,
+    gather_sum,
+    gather_weighted,
+    swiglu_backward,
+    swiglu_forward,
+)
 
 MAX_BLOCK = 32  # rows
 
@@ -74,26 +82,23 @@ class _RoutedExperts(torch.autograd.Function):
         sorted_x = x.index_select(0, source)
         hidden = _grouped(sorted_x, gate_up, ends)
         y = _grouped(swiglu_forward(hidden), down, ends)
-        y = y.index_select(0, place).view(num_tokens, top_k, x.shape[1])
-        out = torch.bmm(weights.to(y.dtype).unsqueeze(1), y).squeeze(1)
+        place = place.view(num_tokens, top_k)
         ctx.save_for_backward(sorted_x, hidden, y, weights, gate_up, down, place, source, ends)
-        return out
+        return gather_weighted(y, place, weights)
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         sorted_x, hidden, y, weights, gate_up, down, place, source, ends = ctx.saved_tensors
-        num_tokens, top_k = weights.shape
-        grad_weights = torch.bmm(y, grad_out.unsqueeze(-1)).squeeze(-1).to(weights.dtype)
-        row_weights = torch.zeros(len(source), dtype=grad_out.dtype, device=grad_out.device)
-        row_weights[place] = weights.flatten().to(grad_out.dtype)
-        grad_y = grad_out.index_select(0, source) * row_weights.unsqueeze(-1)
+        grad_weights = gather_dot(y, place, grad_out).to(weights.dtype)
+        row_weights = torch.zeros(len(source), dtype=weights.dtype, device=grad_out.device)
+        row_weights[place] = weights
+        grad_y = gather_scaled(grad_out, source, row_weights)
         grad_down = _grouped_weight_gradient(grad_y, swiglu_forward(hidden), ends)
         grad_activation = _grouped(grad_y, down.transpose(-1, -2), ends)
         grad_hidden = swiglu_backward(grad_activation, hidden)
         grad_gate_up = _grouped_weight_gradient(grad_hidden, sorted_x, ends)
         grad_sorted = _grouped(grad_hidden, gate_up.transpose(-1, -2), ends)
-        grad_x = grad_sorted.index_select(0, place).view(num_tokens, top_k, grad_out.shape[1]).sum(1)
-        return grad_x, None, grad_weights, grad_gate_up, grad_down
+        return gather_sum(grad_sorted, place), None, grad_weights, grad_gate_up, grad_down
 
 
 def routed_experts(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:

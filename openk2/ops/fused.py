@@ -95,7 +95,39 @@ def swiglu_backward(grad: Tensor, gate_up: Tensor) -> Tensor:
     grad = _wide(grad)
     share = 1 / (1 + torch.exp(-gate))
     grad_gate = grad * up * share * (1 + gate * (1 - share))
-    return torch.cat((grad_gate, grad * gate * share), dim=-1).to(gate_up.dtype)
+    # Each half is rounded before they are joined: the other way round the loop asks of every element which half it is.
+    return torch.cat((grad_gate.to(gate_up.dtype), (grad * gate * share).to(gate_up.dtype)), dim=-1)
+
+
+@_fused
+def gather_weighted(rows: Tensor, place: Tensor, weights: Tensor) -> Tensor:
+    """sum_k weights[n, k] * rows[place[n, k]] for rows [R, D], place and weights [N, K]: [N, D]."""
+    weights = _wide(weights)
+    total = _wide(rows[place[:, 0]]) * weights[:, 0:1]
+    for k in range(1, place.shape[1]):  # written out: a sum over a gathered dimension is not made into one pass
+        total = total + _wide(rows[place[:, k]]) * weights[:, k : k + 1]
+    return total.to(rows.dtype)
+
+
+@_fused
+def gather_sum(rows: Tensor, place: Tensor) -> Tensor:
+    """sum_k rows[place[n, k]] for rows [R, D], place [N, K]: [N, D]."""
+    total = _wide(rows[place[:, 0]])
+    for k in range(1, place.shape[1]):
+        total = total + _wide(rows[place[:, k]])
+    return total.to(rows.dtype)
+
+
+@_fused
+def gather_dot(rows: Tensor, place: Tensor, x: Tensor) -> Tensor:
+    """rows[place[n, k]] . x[n] for rows [R, D], place [N, K], x [N, D]: fp32 (or fp64) [N, K]."""
+    return (_wide(rows[place]) * _wide(x).unsqueeze(1)).sum(-1)
+
+
+@_fused
+def gather_scaled(x: Tensor, source: Tensor, scale: Tensor) -> Tensor:
+    """x[source[r]] * scale[r] for x [N, D], source and scale [R]: [R, D]."""
+    return (_wide(x[source]) * _wide(scale).unsqueeze(-1)).to(x.dtype)
 
 
 @_fused

@@ -1,6 +1,7 @@
 """Pre-training: text -> tokenizer -> packed rows -> a base model, as one linear story.
 
 K2's schedule (warm-up, stable, decay), MuonClip, auxiliary-loss-free balance.
+Beside the text, and only where a recipe asks for it, rows to be copied.
 Left out: long-context extension and the annealing mixture, which come as
 further phases of the same loop.
 """
@@ -11,16 +12,20 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from openk2.chat.template import prelude, turns
 from openk2.chat.tokenizer import Tokenizer
 from openk2.chat.vocabulary import NUM_SPECIAL
 from openk2.config.run import PretrainConfig
 from openk2.config.serialize import to_dict
+from openk2.data.batch import concatenate
+from openk2.data.copying import copying_rows
 from openk2.data.corpus import Corpus, build_corpus, training_texts
 from openk2.data.loader import PretrainLoader, validation_batches
 from openk2.data.prepare import Manifest, prepare
@@ -30,7 +35,7 @@ from openk2.model.model import Model
 from openk2.observe.console import Console
 from openk2.plan.flops import plan_flops
 from openk2.protocols import Message
-from openk2.train.batch import supervised
+from openk2.train.batch import MicroBatch, supervised
 from openk2.train.loop import Plan, StepInput, fit
 from openk2.train.session import fresh_model, make_optimizer, open_run
 from openk2.train.validation import copy_loss, mean_loss
@@ -55,20 +60,61 @@ def pretrain(config: PretrainConfig, path: Path, console: Console) -> tuple[Mode
         optimizer = make_optimizer(model, config.optim, console)
         rows = train.batch_tokens // train.sequence_length
         micro_rows = train.micro_batch_tokens // train.sequence_length
-        loader = PretrainLoader(path / "data", train.sequence_length, rows, train.seed)
+        loader = PretrainLoader(path / "data", train.sequence_length, rows - config.copy_rows, train.seed)
+        source = _Source(loader, config, tokenizer.vocab_size - NUM_SPECIAL)
         plan = Plan.scheduled(
             STAGE,
             train,
             config.optim,
-            source=lambda step: StepInput(supervised(loader.next_batch(), micro_rows)),
+            source=source,
             cursor=loader.state_dict,
             restore=loader.load_state_dict,
             evaluate=_validation(model, path / "data", manifest, tokenizer, train.sequence_length, micro_rows),
             flops_per_token=plan_flops(config.model, context=train.sequence_length).training,
             bytes_per_token=_bytes_per_token(manifest),
+            text_loss=source.text_loss,
         )
         fit(plan, model, optimizer, path, console)
     return model, tokenizer
+
+
+class _Source:
+    """A step's rows, text first and then what is to be copied; and the text's own part of the loss."""
+
+    def __init__(self, loader: PretrainLoader, config: PretrainConfig, num_tokens: int) -> None:
+        self.loader, self.num_tokens = loader, num_tokens
+        self.copy_rows, self.train = config.copy_rows, config.train
+        self.nats = self.targets = 0.0
+
+    def __call__(self, step: int) -> StepInput:
+        train, batch = self.train, self.loader.next_batch()
+        num_text = batch.num_rows
+        if self.copy_rows:
+            rng = np.random.default_rng([train.seed, step])
+            batch = concatenate([batch, copying_rows(self.copy_rows, train.sequence_length, self.num_tokens, rng)])
+        rows = train.micro_batch_tokens // train.sequence_length
+        self.nats = self.targets = 0.0
+        return StepInput(
+            [
+                self._watched(micro, max(num_text - index * rows, 0))
+                for index, micro in enumerate(supervised(batch, rows))
+            ]
+        )
+
+    def text_loss(self) -> float:
+        """Nats a text target of the last step."""
+        return self.nats / self.targets
+
+    def _watched(self, micro: MicroBatch, num_text: int) -> MicroBatch:
+        """The same, which also adds up the nats of its first `num_text` rows."""
+        weights = micro.weights[:num_text]
+        self.targets += float(weights.sum())
+
+        def objective(log_probs: Tensor) -> Tensor:
+            self.nats -= float((log_probs[:num_text].detach() * weights).sum())
+            return micro.objective(log_probs)
+
+        return replace(micro, objective=objective)
 
 
 def _text(config: PretrainConfig, path: Path, console: Console) -> tuple[Tokenizer, Manifest]:

@@ -49,6 +49,7 @@ def tiny_pretrain() -> PretrainConfig:
     return PretrainConfig(
         model=MODEL_PRESETS["tiny"],
         induction=True,
+        copy_fraction=0.125,
         data=DataConfig(max_bytes=6_000_000, code_fraction=0.65),
         optim=OptimConfig(lr=6e-3, adam_eps=1e-5),
         train=TrainConfig(
@@ -196,7 +197,11 @@ def smoke() -> SpeedrunConfig:
     )
     return SpeedrunConfig(
         pretrain=PretrainConfig(
-            model=model, induction=True, data=DataConfig(max_bytes=1_000_000, val_bytes=16_384), train=short
+            model=model,
+            induction=True,
+            copy_fraction=0.125,
+            data=DataConfig(max_bytes=1_000_000, val_bytes=16_384),
+            train=short,
         ),
         synth=SynthConfig(attempts=120),
         sft=SFTConfig(train=short),

@@ -9,6 +9,7 @@ Ctrl-C finishes the step, saves, and then stops.
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -16,8 +17,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
-
-import torch
 
 from openk2.checkpoint.native import load_latest, save_checkpoint
 from openk2.config.run import OptimConfig, TrainConfig
@@ -66,6 +65,7 @@ class Plan:
     eval_every: int = 0
     flops_per_token: float = 0.0
     bytes_per_token: float | None = None
+    text_loss: Callable[[], float] | None = None  # nats a token of text, where the step's loss counts more than text
 
     @classmethod
     def scheduled(cls, stage: str, train: TrainConfig, optim: OptimConfig, **what: Any) -> Plan:
@@ -173,7 +173,7 @@ def _record(
     gamma = result.report.gamma
     if result.report.skipped:
         extra = {**extra, "skipped": 1.0}
-    bits = result.loss / torch.log(torch.tensor(2.0)).item()
+    bits = (plan.text_loss() if plan.text_loss else result.loss) / math.log(2)
     return StepRecord(
         step=step,
         stage=plan.stage,

@@ -55,7 +55,9 @@ def compare(fast, slow, inputs, *, rtol: float) -> None:
 
 @pytest.mark.parametrize("length", [1, 7, QUERY_BLOCK - 1, QUERY_BLOCK, QUERY_BLOCK + 1, 2 * QUERY_BLOCK + 3])
 @pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-13), (torch.float32, 2e-6)])
-def test_attention_equals_its_twin(length, dtype, rtol):
+@pytest.mark.parametrize("kept_bytes", [0, attention.KEPT_BYTES])
+def test_attention_equals_its_twin(length, dtype, rtol, kept_bytes, monkeypatch):
+    monkeypatch.setattr(attention, "KEPT_BYTES", kept_bytes)
     q, k, v = draw(2, 2, length, 6, dtype=dtype), draw(2, 2, length, 6, dtype=dtype), draw(2, 2, length, 5, dtype=dtype)
     starts = random_starts(2, length)
     compare(
@@ -64,6 +66,26 @@ def test_attention_equals_its_twin(length, dtype, rtol):
         (q, k, v),
         rtol=rtol,
     )
+
+
+def test_probabilities_are_made_again_where_they_would_be_many(monkeypatch):
+    """In the backward pass each tile is computed again exactly when nothing was kept; both give the same bits."""
+    computed = []
+    real = attention._weights
+    monkeypatch.setattr(attention, "_weights", lambda *given: computed.append(given[-1]) or real(*given))
+    monkeypatch.setattr(attention, "QUERY_BLOCK", 4)
+    starts = random_starts(2, 11)
+    q, k, v = draw(2, 2, 11, 3), draw(2, 2, 11, 3), draw(2, 2, 11, 4)
+    scores = sum(tile.num_scores for tile in attention._tiles(starts, 2))
+    found = []
+    for kept_bytes in (8 * scores, 8 * scores - 1):
+        monkeypatch.setattr(attention, "KEPT_BYTES", kept_bytes)
+        computed.clear()
+        out = document_attention(q, k, v, starts, 0.5)[0]
+        tiles = len(computed)
+        found.append(torch.autograd.grad(out.sum(), (q, k, v)))
+        assert len(computed) == (tiles if kept_bytes == 8 * scores else 2 * tiles)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_attention_gradcheck(monkeypatch):

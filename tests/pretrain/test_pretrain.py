@@ -17,11 +17,12 @@ from openk2.chat.tokenizer import Tokenizer
 from openk2.checkpoint.native import load_latest
 from openk2.config.run import DataConfig, OptimConfig, PretrainConfig, TrainConfig
 from openk2.config.serialize import from_dict
-from openk2.data.loader import validation_batches
+from openk2.data.loader import PretrainLoader, validation_batches
 from openk2.data.prepare import load_manifest
 from openk2.model.model import Model
 from openk2.observe.metrics import read_metrics
 from openk2.pretrain import pretrain
+from openk2.pretrain.loop import _Source
 from openk2.train import loop, session
 from openk2.train.step import train_step
 
@@ -59,6 +60,7 @@ def make_config(texts: Path, **train: float) -> PretrainConfig:
         DataConfig(path=str(texts), max_bytes=200_000, val_bytes=2_000),
         OptimConfig(lr=1e-2),
         TrainConfig(**settings | train),
+        copy_fraction=0.25,
     )
 
 
@@ -89,7 +91,7 @@ def test_the_run_is_on_record(run):
     found = load_latest(folder / "checkpoints")
     assert found is not None and found[0] == STEPS
     assert same_tensors(found[1]["model"], dict(model.state_dict()))
-    assert found[1]["cursor"]["tokens_seen"] == STEPS * 512
+    assert found[1]["cursor"]["tokens_seen"] == STEPS * 384  # six rows of text; the other two are copies
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step-000004", "step-000006"]
 
 
@@ -110,9 +112,23 @@ def test_the_loss_falls_and_every_step_is_measured(run):
     assert found[-1].loss < found[0].loss - 0.5
     assert [record.step for record in found if "val_bpb.letters" in record.extra] == [3, 6]
     for record in found:
-        assert record.tokens == 512 and record.bits_per_byte and record.matmul_share and record.expert_load
+        assert 500 < record.tokens <= 512 and record.bits_per_byte and record.matmul_share and record.expert_load
     last = found[-1].extra
     assert last["val_bpb.notes"] < found[2].extra["val_bpb.notes"]
+
+
+def test_bits_per_byte_while_training_are_of_the_text_alone(run):
+    """Text that costs 2 nats a target and copies that cost 50 make a loss in between, and 2 for the text."""
+    folder, config, *_ = run
+    source = _Source(PretrainLoader(folder / "data", 64, 6), config, 300)
+    micro_batches = source(0).micro_batches
+    assert [len(micro.input_ids) for micro in micro_batches] == [4, 4]
+    total = 0.0
+    for index, micro in enumerate(micro_batches):
+        nats = torch.full(micro.targets.shape, 2.0)
+        nats[2:] = 50.0 if index else 2.0  # the last two rows of the second micro-batch are the copies
+        total += float(micro.objective(-nats * (micro.targets >= 0)))
+    assert source.text_loss() == pytest.approx(2.0) and 2.0 < total < 50.0
 
 
 def test_bits_per_byte_are_of_the_held_out_text(run):
