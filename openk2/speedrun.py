@@ -177,10 +177,10 @@ def _measure(variant: Path, out: Path, stage: str, config: SpeedrunConfig, conso
     model, codec = load(variant)
     assert codec is not None
     engine = Engine(model)
-    limit = config.evaluate.tool_tasks
+    most = config.evaluate.base_tasks if stage == "base" else sys.maxsize
     tasks: list[Any] = [
-        ToolCalls("held_out", held_out_tasks(limit, config.evaluate.seed)),
-        *(ToolCalls(name, _subset(name, config)) for name in ("phrasings", "freehand")),
+        ToolCalls("held_out", held_out_tasks(min(config.evaluate.tool_tasks, most), config.evaluate.seed)),
+        *(ToolCalls(name, _subset(name, config, most)) for name in ("phrasings", "freehand")),
     ]
     if stage in ("base", "rl"):
         length = config.pretrain.train.sequence_length
@@ -208,8 +208,8 @@ def _measure(variant: Path, out: Path, stage: str, config: SpeedrunConfig, conso
     return {name: _figures(result) for name, result in results.items()}
 
 
-def _subset(name: str, config: SpeedrunConfig) -> list[Task]:
-    return subset(load_set(name), config.evaluate.set_tasks, config.evaluate.seed, name)
+def _subset(name: str, config: SpeedrunConfig, most: int) -> list[Task]:
+    return subset(load_set(name), min(config.evaluate.set_tasks or most, most), config.evaluate.seed, name)
 
 
 def _figures(result: Result) -> dict[str, Any]:

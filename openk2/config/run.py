@@ -146,8 +146,8 @@ class PretrainConfig:
         rows = self.train.batch_tokens // self.train.sequence_length
         if self.copy_fraction and not 1 <= self.copy_rows < rows:
             raise ValueError(
-                f"pretrain.copy_fraction: saw {self.copy_fraction} of {rows} rows a step, expected 0 or at least one row of "
-                "copies and one of text"
+                f"pretrain.copy_fraction: saw {self.copy_fraction} of {rows} rows a step, "
+                "expected 0 or at least one row of copies and one of text"
             )
 
     @property
@@ -223,12 +223,13 @@ class RLConfig:
 class EvaluateConfig:
     tool_tasks: int = 200  # items of the held-out numbers-and-names set
     set_tasks: int | None = None  # items of each hand-written set; all of them if none
+    base_tasks: int = 40  # at most so many of each set for the base model, which has never seen a tool
     max_new_tokens: int = 96  # per assistant turn
     samples: int = 8  # shown in the report: the first ones, unselected
     seed: int = 1234
 
     def __post_init__(self) -> None:
-        _check("evaluate", self, at_least_1="tool_tasks set_tasks max_new_tokens", at_least_0="samples")
+        _check("evaluate", self, at_least_1="tool_tasks set_tasks base_tasks max_new_tokens", at_least_0="samples")
 
 
 @dataclass(frozen=True)

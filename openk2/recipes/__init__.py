@@ -152,19 +152,19 @@ def speedrun() -> SpeedrunConfig:
         sft=SFTConfig(
             optim=OptimConfig(lr=2.5e-3, adam_eps=1e-5),
             train=TrainConfig(
-                steps=600,
+                steps=720,
                 batch_tokens=4_096,
                 micro_batch_tokens=4_096,
                 sequence_length=1_024,
                 warmup_steps=10,
-                decay_steps=420,
+                decay_steps=500,
                 checkpoint_every=100,
                 eval_every=60,
             ),
         ),
         rl=RLConfig(
-            steps=10,
-            pool_tasks=160,
+            steps=8,
+            pool_tasks=128,
             token_budget=128,
             critic_pairs=2,
             checkpoint_every=4,
