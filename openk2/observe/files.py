@@ -17,8 +17,10 @@ def write_atomic(path: Path | str, content: bytes | str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
-    except BaseException:
+    except BaseException as error:
         aside.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # the system names no file where a write fails
         raise
     sync_folder(path.parent)
 

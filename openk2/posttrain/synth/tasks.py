@@ -18,7 +18,7 @@ from openk2.environments import open_environment
 from openk2.observe.files import write_atomic
 from openk2.posttrain.synth import kinds, talk
 from openk2.posttrain.synth.agents import Agent, agents_with, plain_prompt
-from openk2.posttrain.synth.kinds import KINDS, TOOL_WEIGHTS, Ask, World
+from openk2.posttrain.synth.kinds import KINDS, TOOL_WEIGHTS, TRAINING_FACTORS, Ask, World
 from openk2.posttrain.synth.phrases import GRAMMAR
 from openk2.posttrain.synth.phrases.given import SHARED_ASK, SHARED_GIVEN
 from openk2.posttrain.synth.phrasing import fill, style
@@ -35,6 +35,8 @@ MAX_TURNS = 8
 TALK_SHARE = 0.08  # of the tasks that open with a turn that needs no tool
 _FORMS = {"q": 3.0, "imp": 3.0, "emb": 1.5, "np": 3.0, "full": 2.0, "tele": 0.5}
 _GIVEN_WEIGHT = 1.5
+# Requests in several sentences, of which there are most, weigh so much more in training.
+_TRAINING_STORIES = 1.75
 _COLUMN_SHARE = 0.35
 
 
@@ -52,7 +54,7 @@ def make_task(seed: int, index: int, *, held_out: bool = False) -> Made:
     part = "held_out" if held_out else "train"
     rng = random.Random(f"task/{part}/{seed}/{index}")
     draw = Draw(rng, held_out)
-    tool = rng.choices(list(TOOL_WEIGHTS), list(TOOL_WEIGHTS.values()))[0]
+    tool = rng.choices(list(TOOL_WEIGHTS), [w * _factor(t, draw) for t, w in TOOL_WEIGHTS.items()])[0]
     agent = rng.choice(agents_with(tool))
     world = World(table=kinds.make_table(draw) if "sql_query" in agent.tools else None)
     planned = _plan(draw, world, agent, tool)
@@ -107,14 +109,19 @@ def system_with_table(system: str, world: World) -> str:
     return f"{system} Table {world.table['name']}: {', '.join(world.table['columns'])}.".strip()
 
 
-def phrase(kind: str, slots: Sequence[str], rng: random.Random, *, again: str = "") -> str:
-    """A template for this kind of request. `again` is "" in a first turn, "next" later on, "same" for an ellipsis."""
+def phrase(kind: str, slots: Sequence[str], rng: random.Random, *, again: str = "", stories: float = 1.0) -> str:
+    """A template for this kind of request. `again` is "" in a first turn, "next" later on, "same" for an ellipsis.
+
+    `stories` is how much more often than by default the request comes in several sentences.
+    """
     if again == "same" and f"{kind}.again" in GRAMMAR:
         return style(GRAMMAR.expand("frame.again", rng, {"core": f"{kind}.again"}), rng)
     forms = {form: weight for form, weight in _FORMS.items() if f"{kind}.{form}" in GRAMMAR}
     bind = {"given": SHARED_GIVEN.get(kind, f"{kind}.given"), "ask": SHARED_ASK.get(kind, f"{kind}.ask")}
     if bind["given"] in GRAMMAR and bind["ask"] in GRAMMAR:
         forms["given"] = _GIVEN_WEIGHT
+    for form in {"full", "given"} & set(forms):
+        forms[form] *= stories
     form = rng.choices(list(forms), list(forms.values()))[0]
     own = f"cell_{slots[0]}.full" if kind == "cell" and slots else ""
     if own in GRAMMAR and rng.random() < _COLUMN_SHARE:  # what people say for this column only
@@ -152,7 +159,13 @@ def _later(draw: Draw, world: World, agent: Agent, before: Ask | talk.Talk) -> P
         same = next(maker for tool in agent.tools for maker in KINDS[tool] if _named(maker) == kind)
         ask = same(draw, world)
         return phrase(ask.kind, _about(ask), rng, again="same"), ask
-    return _ask(draw, world, rng.choice(agent.tools), "next")
+    if draw.held_out:
+        return _ask(draw, world, rng.choice(agent.tools), "next")
+    return _ask(draw, world, rng.choices(agent.tools, [_factor(tool, draw) for tool in agent.tools])[0], "next")
+
+
+def _factor(tool: str, draw: Draw) -> float:
+    return 1.0 if draw.held_out else TRAINING_FACTORS.get(tool, 1.0)
 
 
 def _named(maker: kinds.Maker) -> str:
@@ -162,7 +175,8 @@ def _named(maker: kinds.Maker) -> str:
 def _ask(draw: Draw, world: World, tool: str, again: str) -> tuple[str, Ask]:
     makers = KINDS[tool]
     ask = draw.rng.choices(list(makers), list(makers.values()))[0](draw, world)
-    return phrase(ask.kind, _about(ask), draw.rng, again=again), ask
+    stories = 1.0 if draw.held_out else _TRAINING_STORIES
+    return phrase(ask.kind, _about(ask), draw.rng, again=again, stories=stories), ask
 
 
 def _about(ask: Ask) -> Sequence[str]:

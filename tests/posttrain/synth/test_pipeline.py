@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
+import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,8 @@ import pytest
 from openk2.config.run import SynthConfig
 from openk2.posttrain.synth import synthesise
 from openk2.posttrain.synth.agents import roster
-from openk2.posttrain.synth.kinds import TOOL_WEIGHTS
+from openk2.posttrain.synth.kinds import TOOL_WEIGHTS, TRAINING_FACTORS
+from openk2.posttrain.synth.tasks import make_task, phrase
 from openk2.protocols import task_from_dict
 
 Synthesised = tuple[Path, dict[str, Any], list[dict[str, Any]]]
@@ -114,6 +118,28 @@ def test_variety(synthesised: Synthesised) -> None:
     assert 0.04 < sum(not turn["calls"] for turn in turns) / len(turns) < 0.2
     assert any(len(turn["calls"]) == 2 for turn in turns)
     assert all(line["tools"] == [] for line in lines if line["kind"] == "plain")
+
+
+def test_training_asks_more_often_for_what_is_learnt_late() -> None:
+    """Of first requests: a tool's share in training over its share as users ask is its factor, beside weekday's."""
+    train, asked = (
+        Counter(make_task(7, index, held_out=held_out).task.domain for index in range(700))
+        for held_out in (False, True)
+    )
+    for tool in ("calculator", "date_shift"):
+        ratio = (train[tool] / asked[tool]) / (train["weekday"] / asked["weekday"])
+        assert ratio == pytest.approx(TRAINING_FACTORS[tool] / TRAINING_FACTORS["weekday"], rel=0.35)
+    assert set(TRAINING_FACTORS) <= set(TOOL_WEIGHTS)
+
+
+def test_requests_in_several_sentences_are_drawn_as_often_as_asked() -> None:
+    """At three times the weight they are drawn up to three times as often: the other forms' share shrinks."""
+    counts = []
+    for stories in (1.0, 3.0):
+        rng = random.Random(5)
+        drawn = [phrase("before", (), rng, stories=stories) for _ in range(1500)]
+        counts.append(sum(bool(re.search(r"[.?!] \w", text)) for text in drawn))
+    assert 1.4 < counts[1] / counts[0] < 3.0
 
 
 def test_the_roster_holds_each_tool_alone_and_in_company() -> None:
