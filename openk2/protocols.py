@@ -282,7 +282,7 @@ class ParameterSpec:
 
 @dataclass(frozen=True)
 class QKGroup:
-    """One attention layer as QK-Clip sees it (k2-facts section 2).
+    """One attention layer as QK-Clip sees it (K2 report, section 2.1).
 
     `query` is [H * (nope + rope), in], its rows ordered head by head;
     `key_value` is [H * (nope + value), latent]. Only the query rows and the

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from openk2.config.model import ModelConfig
 
-# Older checkpoints hold a table of rotary frequencies per layer, K2's even one of the wrong length (k2-facts 1.5).
+# Older checkpoints hold a table of rotary frequencies per layer, K2's even one of the wrong length.
 ROTARY_TABLE = "self_attn.rotary_emb.inv_freq"
 
 

@@ -52,7 +52,8 @@ def _commands(preset: str, stages: Sequence[str], steps: int, folder: Path) -> I
     """Each stage's command without its --out, after what it needs has been made."""
     short = ["--train.warmup_steps", "1", "--train.decay_steps", "1", "--train.checkpoint_every", "2"]
     few = ["--train.steps", str(steps), *short, "--train.eval_every", str(steps)]
-    small = ["--train.batch_tokens", "2048", "--train.micro_batch_tokens", "1024"]
+    length = pretrain_recipe(preset).train.sequence_length
+    small = ["--train.batch_tokens", str(4 * length), "--train.micro_batch_tokens", str(2 * length)]
     data = ["--data.max_bytes", "2000000", "--data.val_bytes", "16384"]
     base = folder / "pretrain-whole" / "base"
     trajectories = folder / "synth" / "trajectories.jsonl"
@@ -61,7 +62,10 @@ def _commands(preset: str, stages: Sequence[str], steps: int, folder: Path) -> I
     if "sft" in stages or "rl" in stages:
         _run(["synth", "--out", str(folder / "synth"), "--attempts", "200"])
     if "sft" in stages:
-        yield "sft", ["sft", str(base), "--data", str(trajectories), *few, *small]
+        yield (
+            "sft",
+            ["sft", str(base), "--data", str(trajectories), *few, *small, "--train.sequence_length", str(length)],
+        )
     if "rl" in stages:
         sampling = ["--prompts_per_step", "2", "--group_size", "3", "--pool_tasks", "8", "--token_budget", "24"]
         keeping = ["--steps", str(steps), "--checkpoint_every", "2", "--warmup_steps", "1"]

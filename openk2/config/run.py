@@ -62,7 +62,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """MuonClip (k2-facts section 2); `adamw` is the baseline that uses AdamW for every parameter."""
+    """MuonClip (K2 report, section 2.1); `adamw` is the baseline that uses AdamW for every parameter."""
 
     name: str = field(default="muonclip", metadata={"choices": ("muonclip", "adamw")})
     lr: float = 3e-3
@@ -140,20 +140,15 @@ class PretrainConfig:
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     induction: bool = False
-    copy_fraction: float = 0.0  # of a step's rows: random tokens said twice instead of text
+    copy_fraction: float = 0.0  # of all rows: random tokens said twice instead of text
 
     def __post_init__(self) -> None:
-        rows = self.train.batch_tokens // self.train.sequence_length
-        if self.copy_fraction and not 1 <= self.copy_rows < rows:
-            raise ValueError(
-                f"pretrain.copy_fraction: saw {self.copy_fraction} of {rows} rows a step, "
-                "expected 0 or at least one row of copies and one of text"
-            )
+        _check("pretrain", self, at_least_0_and_below_1="copy_fraction")
 
-    @property
-    def copy_rows(self) -> int:
-        """Rows of a step that are random tokens said twice."""
-        return round(self.copy_fraction * (self.train.batch_tokens // self.train.sequence_length))
+    def copy_rows(self, step: int) -> int:
+        """Rows of step `step` (from 0) that are to be copied: spread evenly over all steps, whatever the batch."""
+        rows = self.train.batch_tokens // self.train.sequence_length
+        return int(self.copy_fraction * rows * (step + 1)) - int(self.copy_fraction * rows * step)
 
 
 @dataclass(frozen=True)
@@ -184,7 +179,7 @@ class SFTConfig:
 
 @dataclass(frozen=True)
 class RLConfig:
-    """K2's objective: (reward - mean reward - tau * log-ratio)^2, no value network (k2-facts section 5)."""
+    """K2's objective: (reward - mean reward - tau * log-ratio)^2, no value network (K2 report, section 3.2.3)."""
 
     steps: int = 20
     prompts_per_step: int = 8
@@ -197,7 +192,7 @@ class RLConfig:
     pool_tasks: int = 384  # training tasks that prompts are drawn from, hard ones more often
     max_user_turns: int = 2  # longer tasks are left to SFT: one reward says little about many turns
     warmup_steps: int = 2
-    ptx_weight: float = 0.1  # of the supervised loss on a few SFT trajectories, each step
+    ptx_weight: float = 0.1  # of the supervised loss on a few of the pool's own dialogues, each step
     ptx_examples: int = field(default=16, metadata=_needs("ptx_weight", "nonzero"))
     critic_weight: float = 0.1  # of the self-critique's rank reward beside the verifiable one
     critic_pairs: int = field(default=4, metadata=_needs("critic_weight", "nonzero"))

@@ -63,10 +63,10 @@ class PretrainLoader:
     def _shuffled(self, epoch: int) -> np.ndarray:
         return np.random.default_rng([self.seed, epoch]).permutation(len(self._documents))
 
-    def next_batch(self) -> Batch:
-        """The next `batch_rows` rows, [batch_rows, sequence_length]."""
-        rows = [self._next_row() for _ in range(self.batch_rows)]
-        self.tokens_seen += self.batch_rows * self.sequence_length
+    def next_batch(self, num_rows: int | None = None) -> Batch:
+        """The next rows, `batch_rows` of them where no other number is given: [num_rows, sequence_length]."""
+        rows = [self._next_row() for _ in range(self.batch_rows if num_rows is None else num_rows)]
+        self.tokens_seen += len(rows) * self.sequence_length
         return fill_rows(rows, self.sequence_length)
 
     def _next_row(self) -> list[Piece]:

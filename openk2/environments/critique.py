@@ -2,7 +2,8 @@
 
 Synthesis bootstraps the critic with it, RL asks it, both through this one
 form, so that what is trained is what is asked. Rubrics are files beside this
-module that anyone can edit. Source: k2-facts section 5 (self-critique reward).
+module that anyone can edit. Source: K2 report (arXiv
+2507.20534), section 3.2.2.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Result:
-    """A task's figure with its card: enough to ask the same thing again (pitfalls 23)."""
+    """A task's figure with its card: enough to ask the same thing again."""
 
     task: str
     metric: str  # "accuracy" | "success" | "bits_per_byte"

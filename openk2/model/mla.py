@@ -4,7 +4,8 @@ Queries pass through a low-rank bottleneck; keys and values are unfolded from
 one latent per token plus one rotary key that all heads share. Training and
 prefill unfold the latent and attend over whole heads; decoding folds the
 unfolding into query and output instead and attends over the latents alone,
-so the cache holds kv_lora_rank + rope values a token. Source: k2-facts 1.3.
+so the cache holds kv_lora_rank + rope values a token. Source: DeepSeek-V2
+(arXiv 2405.04434), section 2.1; DeepSeek-V3 (arXiv 2412.19437), section 2.1.1.
 
 Shapes: N tokens (B x T), D model, H heads, n nope, r rope, v value, C latent.
 Left out: attention biases, which no K2 checkpoint has.
@@ -23,7 +24,7 @@ from openk2.model.rope import softmax_scale
 from openk2.ops.attention import document_attention, exact_peak_scores
 from openk2.ops.fused import rotate
 
-# The two norms inside attention use this epsilon whatever the config says (k2-facts 1.3).
+# The two norms inside attention use this epsilon whatever the config says, as in the released code.
 INNER_NORM_EPS = 1e-6
 # A rounded maximum below this share of tau cannot hide a true one above it (bf16: 2^-8 relative).
 NEAR_TAU = 0.98

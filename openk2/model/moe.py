@@ -3,7 +3,8 @@
 Invariants: the router computes in fp32 whatever the model's dtype;
 `e_score_correction_bias` decides which experts are chosen and never enters
 their weights; it receives no gradient and is moved by `update_bias` alone,
-from counts of committed training forwards. Source: k2-facts 1.4.
+from the counts of the forward passes that an optimizer step was made of.
+Source: DeepSeek-V3 (arXiv 2412.19437), section 2.1.2; K2's released config.
 """
 
 from __future__ import annotations
@@ -75,14 +76,14 @@ class Router(nn.Module):
         """Raise the bias of under-used experts and lower that of over-used ones; its mean stays.
 
         counts [E] of one optimizer step. b += rate * (sign(e) - mean sign(e))
-        with e = mean load - load (Moonlight's rule, k2-facts 1.4).
+        with e = mean load - load (Moonlight's rule, arXiv 2502.16982, appendix C).
         """
         direction = torch.sign(counts.float().mean() - counts.float())
         self.e_score_correction_bias += rate * (direction - direction.mean())
 
 
 def balance_loss(routing: Routing, layout: Layout) -> Tensor:
-    """DeepSeek-V3's sequence-wise balance loss, per document, averaged with the documents' lengths.
+    """DeepSeek-V3's sequence-wise balance loss (arXiv 2412.19437, section 2.1.2), averaged with documents' lengths.
 
     For a document of T tokens: sum_i f_i P_i with f_i = E/(K T) * tokens that
     chose i, P_i = mean of expert i's share of the token's scores. Padding is

@@ -3,7 +3,7 @@
 Invariant: rotating pairs (x0, x1), (x2, x3), ... in place (`ops.fused.rotate`)
 gives the same scores as de-interleaving first, since queries and keys are
 permuted alike.
-Source: K2's config (rope_scaling) and DeepSeek-V3's rotary code; k2-facts 1.3.
+Source: K2's config (rope_scaling) and DeepSeek-V3's published rotary code.
 """
 
 from __future__ import annotations

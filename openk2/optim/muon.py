@@ -2,7 +2,8 @@
 
 Pure functions of tensors; the optimizer around them is `muonclip`. Every
 matrix of a stack [count, rows, columns] is orthogonalised by itself: the
-iteration never mixes experts. Source: k2-facts section 2 (TR Alg 1, ML 2.1-2.2).
+iteration never mixes experts. Source: K2 report (arXiv 2507.20534), Algorithm 1;
+Moonlight (arXiv 2502.16982), sections 2.1 and 2.2, which adds Nesterov's look-ahead.
 """
 
 from __future__ import annotations
@@ -47,6 +48,9 @@ def newton_schulz(stack: Tensor, steps: int, dtype: torch.dtype = torch.bfloat16
 
 
 def nesterov_(momentum: Tensor, gradient: Tensor, mu: float) -> Tensor:
-    """momentum <- mu momentum + gradient, in place; returns the look-ahead mu momentum + gradient."""
+    """momentum <- mu momentum + gradient, in place; returns the look-ahead mu momentum + gradient.
+
+    K2's Algorithm 1 has no look-ahead written in it, Moonlight's first footnote has; we take it.
+    """
     momentum.mul_(mu).add_(gradient)
     return gradient.add(momentum, alpha=mu)

@@ -3,7 +3,8 @@
 Per head h with maximum score S_h > tau and gamma = tau / S_h: the query's and
 the key's nope rows are scaled by sqrt(gamma), the query's rotary rows by
 gamma; the rotary key, shared by all heads, and the value rows stay untouched.
-So the same batch's maximum becomes tau. Source: k2-facts section 2 (TR 2.1).
+So the same batch's maximum would be tau, had the weights not just moved.
+Source: K2 report (arXiv 2507.20534), section 2.1 and appendix D.
 """
 
 from __future__ import annotations

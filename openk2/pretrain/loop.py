@@ -60,7 +60,7 @@ def pretrain(config: PretrainConfig, path: Path, console: Console) -> tuple[Mode
         optimizer = make_optimizer(model, config.optim, console)
         rows = train.batch_tokens // train.sequence_length
         micro_rows = train.micro_batch_tokens // train.sequence_length
-        loader = PretrainLoader(path / "data", train.sequence_length, rows - config.copy_rows, train.seed)
+        loader = PretrainLoader(path / "data", train.sequence_length, rows, train.seed)
         source = _Source(loader, config, tokenizer.vocab_size - NUM_SPECIAL)
         plan = Plan.scheduled(
             STAGE,
@@ -82,28 +82,24 @@ class _Source:
     """A step's rows, text first and then what is to be copied; and the text's own part of the loss."""
 
     def __init__(self, loader: PretrainLoader, config: PretrainConfig, num_tokens: int) -> None:
-        self.loader, self.num_tokens = loader, num_tokens
-        self.copy_rows, self.train = config.copy_rows, config.train
+        self.loader, self.config, self.num_tokens = loader, config, num_tokens
         self.nats = self.targets = 0.0
 
     def __call__(self, step: int) -> StepInput:
-        train, batch = self.train, self.loader.next_batch()
-        num_text = batch.num_rows
-        if self.copy_rows:
+        train, num_copies = self.config.train, self.config.copy_rows(step)
+        num_text = self.loader.batch_rows - num_copies
+        batch = self.loader.next_batch(num_text)
+        if num_copies:
             rng = np.random.default_rng([train.seed, step])
-            batch = concatenate([batch, copying_rows(self.copy_rows, train.sequence_length, self.num_tokens, rng)])
+            batch = concatenate([batch, copying_rows(num_copies, train.sequence_length, self.num_tokens, rng)])
         rows = train.micro_batch_tokens // train.sequence_length
         self.nats = self.targets = 0.0
-        return StepInput(
-            [
-                self._watched(micro, max(num_text - index * rows, 0))
-                for index, micro in enumerate(supervised(batch, rows))
-            ]
-        )
+        micro_batches = enumerate(supervised(batch, rows))
+        return StepInput([self._watched(micro, max(num_text - index * rows, 0)) for index, micro in micro_batches])
 
     def text_loss(self) -> float:
-        """Nats a text target of the last step."""
-        return self.nats / self.targets
+        """Nats a text target of the last step; NaN where it had none."""
+        return self.nats / self.targets if self.targets else math.nan
 
     def _watched(self, micro: MicroBatch, num_text: int) -> MicroBatch:
         """The same, which also adds up the nats of its first `num_text` rows."""

@@ -215,7 +215,7 @@ def kill_after(out: Path, text: Path, metrics: str, steps: int) -> None:
 
 
 @pytest.mark.slow
-def test_killed_in_every_stage_it_ends_bit_for_bit_where_a_whole_run_ends(
+def test_killed_in_every_training_stage_it_ends_bit_for_bit_where_a_whole_run_ends(
     finished: Path, text: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "killed"
@@ -223,7 +223,7 @@ def test_killed_in_every_stage_it_ends_bit_for_bit_where_a_whole_run_ends(
     kill_after(out, text, "sft/metrics.jsonl", 3)
     kill_after(out, text, "rl/metrics.jsonl", 1)
     _, said = run(*command(out, text))
-    assert "rl: going on from step" in said or "== rl" in said
+    assert "rl: going on from step" in said
     assert weights(out) == weights(finished)
     figures = [json.loads((folder / "report.json").read_text())["val_bpb_by_stage"] for folder in (out, finished)]
     assert figures[0] == figures[1]

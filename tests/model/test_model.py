@@ -31,7 +31,7 @@ SMALL = ModelConfig(
 
 
 def test_the_1t_model_has_k2s_size():
-    """Every released weight, the 60 x 384 router biases included, and nothing else (k2-facts 1.2)."""
+    """Every released weight, the 60 x 384 router biases included, and nothing else."""
     with torch.device("meta"):
         model = Model(K2_1T)
     assert sum(tensor.numel() for tensor in model.state_dict().values()) == 1_026_408_232_448

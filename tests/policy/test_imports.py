@@ -17,7 +17,7 @@ import importlib, sys
 
 class Refuse:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"torch", "transformers", "mcp", "matplotlib"}:
+        if name.partition(".")[0] in {"torch", "transformers", "mcp"}:
             raise ImportError(f"{name} is not available here")
 
 sys.meta_path.insert(0, Refuse())

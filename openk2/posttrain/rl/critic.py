@@ -3,8 +3,10 @@
 Each pair is asked in both orders, so that a liking for the first place cancels
 out. Where one sample of a pair succeeded and the other failed, the critic's
 choice is counted against that truth; its rewards weigh only as much as it has
-so far beaten chance (2 * agreement - 1, never below 0). K2 states neither the
-map from ranks to rewards nor a gate; both are ours (k2-facts section 5).
+so far beaten chance, a few lucky pairs being held to be chance. K2 states neither the
+map from ranks to rewards nor a gate; both are ours. Source: K2 report (arXiv
+2507.20534), section 3.2.2. Left out: going on training the critic on rollouts
+of verifiable prompts, and the report's prescriptive rubrics (appendix F).
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from dataclasses import dataclass
 from openk2.chat.codec import Codec
 from openk2.environments.critique import CHOICES, critique_messages, last_exchange
 from openk2.protocols import Rollout, Score
+
+PRIOR_PAIRS = 20  # decided pairs below which agreement is taken for luck
 
 
 @dataclass
@@ -43,8 +47,8 @@ class Trust:
 
     @property
     def weight(self) -> float:
-        """0 at chance, 1 at perfect agreement."""
-        return max(0.0, 2 * self.agreement - 1)
+        """0 at chance, towards 1 at perfect agreement: as if a coin had decided PRIOR_PAIRS before."""
+        return max(0.0, (2 * self.agreed - self.decided) / (self.decided + PRIOR_PAIRS))
 
     @property
     def position_bias(self) -> float:
@@ -53,7 +57,7 @@ class Trust:
 
     def verdict(self) -> str:
         """How far the critic can be trusted, in one sentence."""
-        if self.decided < 20:
+        if self.decided < PRIOR_PAIRS:
             return f"too few decided pairs ({self.decided}) to say whether the critic can be trusted"
         low = self.agreement - 2 * self.stderr
         said = f"agrees with the verified outcome in {self.agreement:.0%} of {self.decided} decided pairs"

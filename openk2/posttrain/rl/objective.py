@@ -1,4 +1,4 @@
-"""K2's policy objective on whole sampled dialogues (k2-facts section 5, TR 3.2.3).
+"""K2's policy objective on whole sampled dialogues (arXiv 2507.20534, section 3.2.3).
 
 For a prompt's K samples with rewards r_i: minimise the mean of
 [ r_i - mean(r) - tau * log(pi(y_i) / pi_old(y_i)) ]^2. log pi is summed over

@@ -1,4 +1,4 @@
-"""What a rollout is worth: the verifiable outcome, the token budget, and the critic's small share."""
+"""What a rollout is worth: the verifiable outcome less the token budget's penalty; the critic's share comes on top."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Agentic data synthesis: tools -> agents + tasks -> simulate -> judge -> filter (k2-facts section 5)."""
+"""Agentic data synthesis: tools -> agents + tasks -> simulate -> judge -> filter (K2 report, 3.1.1)."""
 
 from openk2.posttrain.synth.pipeline import synthesise
 from openk2.posttrain.synth.tasks import held_out_tasks, write_held_out

@@ -44,9 +44,9 @@ def rank(
     return rewards, trust, sampler
 
 
-def test_a_perfect_critic_is_trusted_wholly_and_ranks_good_above_bad() -> None:
+def test_a_perfect_critic_is_trusted_and_ranks_good_above_bad() -> None:
     rewards, trust, _ = rank(perfect)
-    assert trust.decided == 4 and trust.agreement == 1.0 and trust.weight == 1.0 and trust.asked == 12
+    assert trust.decided == 4 and trust.agreement == 1.0 and trust.weight == 4 / 24 and trust.asked == 12
     assert rewards == [pytest.approx([2 / 3, -2 / 3, 2 / 3, -2 / 3])]
 
 
@@ -115,4 +115,10 @@ def test_empty_and_boilerplate_answers_gain_nothing_from_a_critic_without_trust(
 def test_the_weight_is_what_was_known_before_the_step() -> None:
     run = trainer(FixedSampler(lambda _: "", margin=perfect), critic_weight=0.5, critic_pairs=6)
     assert run._rewards(0, [GROUP])[0] == [[1.0, 0.0, 1.0, 0.0]]
-    assert run._rewards(1, [GROUP])[0] == [pytest.approx([4 / 3, -1 / 3, 4 / 3, -1 / 3])]
+    share = 0.5 * 4 / 24 * 2 / 3  # four pairs agreed, and each sample won (or lost) two of its three
+    assert run._rewards(1, [GROUP])[0] == [pytest.approx([1 + share, -share, 1 + share, -share])]
+
+
+def test_a_lucky_pair_is_not_yet_trust() -> None:
+    assert Trust(decided=1, agreed=1).weight < 0.05 and Trust(decided=20, agreed=20).weight == 0.5
+    assert Trust(decided=980, agreed=980).weight == 0.98 and Trust(decided=100, agreed=45).weight == 0.0
