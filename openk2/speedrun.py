@@ -31,7 +31,7 @@ from openk2.model.model import Model
 from openk2.observe.console import Console
 from openk2.observe.files import write_atomic
 from openk2.observe.lock import RunLock
-from openk2.observe.memory import peak_rss_bytes, wall_since_process_start
+from openk2.observe.memory import give_back_memory, peak_rss_bytes, wall_since_process_start
 from openk2.observe.metrics import read_metrics
 from openk2.observe.report import write_report
 from openk2.posttrain.rl import rl
@@ -147,6 +147,7 @@ class Stages:
         begin = time.monotonic() - (wall_since_process_start() if self._first else 0.0)
         self._first = False
         figures = dict(stage())
+        give_back_memory()
         wall = time.monotonic() - begin
         self.finished.append({"name": name, "wall_s": wall, "peak_rss_bytes": peak_rss_bytes(), "figures": figures})
         write_atomic(self.path, json.dumps({"config": self.digest, "stages": self.finished}, indent=2))

@@ -1,10 +1,12 @@
-"""How much memory and time this process has taken, from the kernel's own books.
+"""How much memory and time this process has taken, and giving back what it no longer needs.
 
 Left out: memory per tensor, and anything that samples in the background.
 """
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 import resource
 import sys
@@ -22,6 +24,18 @@ def peak_rss_bytes() -> int:
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     return max(own, child) * _RSS_UNIT
+
+
+def give_back_memory() -> None:
+    """Free what nothing can reach any more, and hand free pages back to the system where the C library can.
+
+    Between stages: freed buffers of one stage lie scattered among what is kept, and the next one's do not fit in.
+    """
+    gc.collect()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+        if trim is not None:
+            trim(0)
 
 
 def wall_since_process_start() -> float:
