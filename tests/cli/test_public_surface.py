@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,9 +47,26 @@ def test_a_dtype_can_be_asked_for(checkpoint: Path) -> None:
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
-def test_muonclip_trains_a_model_that_declares_itself(checkpoint: Path) -> None:
-    model, _ = openk2.load(checkpoint, dtype=torch.float32)
-    optimizer = openk2.MuonClip.from_config(
-        model.parameter_specs(), model.qk_groups(), openk2.recipes.tiny_pretrain().optim
-    )
-    assert isinstance(optimizer, torch.optim.Optimizer)
+def test_the_readmes_snippets_run(checkpoint: Path, repository: Path) -> None:
+    """As they stand, one after the other, with a small model in place of the speedrun's; the step moves the weights."""
+    page = (repository / "README.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) >= 4 and "MuonClip" in page
+    codec = openk2.Codec.load(checkpoint)
+    messages = [{"role": "user", "content": "Hi."}]
+    known: dict[str, Any] = {
+        "torch": torch,
+        "input_ids": torch.tensor([codec.encode(messages).ids]),
+        "messages": messages,
+        "tools": None,
+        "sampled_ids": codec.tokenizer.encode("Hello."),
+    }
+    for block in blocks:
+        code = re.sub(r"out/speedrun/(base|instruct)", str(checkpoint), block)
+        assert "out/" not in code
+        exec(code, known)  # our own page
+    assert known["logits"].shape[-1] == known["model"].config.vocab_size
+    assert known["message"]["content"] == "Hello." and known["encoded"].ids
+    before = openk2.load(checkpoint, dtype=torch.float32)[0].state_dict()
+    moved = [name for name, tensor in known["model"].state_dict().items() if not torch.equal(tensor, before[name])]
+    assert any("o_proj" in name for name in moved) and any("norm" in name for name in moved)
