@@ -163,14 +163,17 @@ def _tune(source: Path, target: Path, train: Callable[[Model, Codec], object], c
 
 
 def control_config(config: SpeedrunConfig, out: Path) -> SFTConfig:
-    """SFT for as many steps as fit into the time that RL took: the control it is compared with."""
+    """SFT that goes on at the rate at which it ended, for as many steps as fit into the time that RL took.
+
+    The control that RL is compared with: a rate raised again would first undo what SFT has settled.
+    """
     seconds = sum(record.wall_s for record in read_metrics(out / "rl" / "metrics.jsonl"))
     per_step = [record.wall_s for record in read_metrics(out / "sft" / "metrics.jsonl")]
     steps = max(2, round(seconds / (sum(per_step) / len(per_step))))
-    train = dataclasses.replace(
-        config.sft.train, steps=steps, warmup_steps=min(5, steps // 2), decay_steps=steps // 2, eval_every=steps
-    )
-    return dataclasses.replace(config.sft, train=train)
+    train = config.sft.train
+    optim = dataclasses.replace(config.sft.optim, lr=config.sft.optim.lr * max(train.final_lr_ratio, 0.01))
+    train = dataclasses.replace(train, steps=steps, warmup_steps=min(5, steps // 2), decay_steps=0, eval_every=steps)
+    return dataclasses.replace(config.sft, train=train, optim=optim)
 
 
 def _measure(variant: Path, out: Path, stage: str, config: SpeedrunConfig, console: Console) -> dict[str, Any]:

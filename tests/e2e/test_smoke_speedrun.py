@@ -21,6 +21,8 @@ from pathlib import Path
 import pytest
 
 import openk2
+from openk2.observe.metrics import MetricsWriter, StepRecord
+from openk2.speedrun import control_config
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -227,3 +229,16 @@ def test_killed_in_every_training_stage_it_ends_bit_for_bit_where_a_whole_run_en
     assert weights(out) == weights(finished)
     figures = [json.loads((folder / "report.json").read_text())["val_bpb_by_stage"] for folder in (out, finished)]
     assert figures[0] == figures[1]
+
+
+def test_the_control_goes_on_as_fine_tuning_ended_for_as_long_as_rl_took(tmp_path: Path) -> None:
+    for stage, seconds in (("sft", [0.5, 1.5]), ("rl", [6.0, 4.5, 4.5])):
+        (tmp_path / stage).mkdir()
+        with MetricsWriter(tmp_path / stage / "metrics.jsonl") as metrics:
+            for step, wall in enumerate(seconds, start=1):
+                metrics.write(StepRecord(step=step, stage=stage, loss=1.0, tokens=9, tokens_per_s=9.0, wall_s=wall))
+    config = openk2.recipes.speedrun()
+    control = control_config(config, tmp_path)
+    assert control.train.steps == 15 and control.train.decay_steps == 0
+    assert control.optim.lr == pytest.approx(config.sft.optim.lr * config.sft.train.final_lr_ratio)
+    assert control.train.batch_tokens == config.sft.train.batch_tokens
