@@ -203,6 +203,7 @@ def _synth(arguments: argparse.Namespace) -> None:
     with console.progress("synthesising", unit="attempts") as bar:
         manifest = synthesise(config, arguments.out, lambda done, _total: bar.advance(done - bar.done))
     console.result(json.dumps(manifest, indent=2))
+    console.line(f"wrote {arguments.out / 'trajectories.jsonl'}")
 
 
 # sft and rl ---------------------------------------------------------------------------------------
@@ -299,6 +300,10 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from openk2.engine.engine import Engine
     from openk2.evaluate import EvalSettings, evaluate, results_table
 
+    if arguments.out is not None and arguments.out.exists() and not arguments.out.is_dir():
+        raise ValueError(f"--out: saw the file {arguments.out}, expected a folder; choose another path")
+    if arguments.seed < 0:
+        raise ValueError(f"--seed: saw {arguments.seed}, expected 0 or more")
     model, codec = load(arguments.checkpoint)
     if codec is None:
         raise ValueError(f"{arguments.checkpoint}: saw no tokenizer, expected one beside the weights")
@@ -366,6 +371,8 @@ def _chat(arguments: argparse.Namespace) -> None:
             raise ValueError(f"--tools: saw {name!r}, expected names from {', '.join(TOOL_NAMES)}, or none")
     if arguments.temperature < 0 or arguments.max_new_tokens < 1:
         raise ValueError("chat: expected --temperature of 0 or more and --max-new-tokens of 1 or more")
+    if arguments.prompt is not None and not arguments.prompt.strip():
+        raise ValueError("--prompt: saw nothing but blanks, expected something to answer")
     model, codec = load(arguments.checkpoint)
     if codec is None:
         raise ValueError(f"{arguments.checkpoint}: saw no tokenizer, expected one beside the weights")
@@ -379,10 +386,12 @@ def _chat(arguments: argparse.Namespace) -> None:
         tools=tools,
         params=params,
         context_length=model.config.max_position_embeddings,
+        out=sys.stdout,
     )
     try:
         if arguments.prompt is not None:
-            converse(chat, [arguments.prompt])
+            if not chat.say(arguments.prompt.strip()):
+                raise ValueError(f"--prompt: saw a text too long for the {chat.context_length} tokens of the context")
         elif sys.stdin.isatty():
             print(f"tools: {', '.join(tools) or 'none'}; /reset begins anew, /quit ends")
             converse(chat, prompt_lines())
@@ -446,14 +455,11 @@ def _add_show_sample(commands: Any) -> None:
 def _show_sample(arguments: argparse.Namespace) -> None:
     from openk2.chat.codec import Codec
     from openk2.commands.show_sample import coloured
-    from openk2.data.dialogues import read_dialogues
+    from openk2.data.dialogues import read_dialogue
 
-    dialogues = read_dialogues(arguments.data)
-    if not 0 <= arguments.index < len(dialogues):
-        raise ValueError(f"--index: saw {arguments.index}, expected 0 to {len(dialogues) - 1}")
-    codec = Codec.load(arguments.tokenizer)
+    dialogue = read_dialogue(arguments.data, arguments.index)
     styled = sys.stdout.isatty() or os.environ.get("FORCE_COLOR")
-    print(coloured(dialogues[arguments.index], codec, styled=bool(styled)))
+    print(coloured(dialogue, Codec.load(arguments.tokenizer), styled=bool(styled)))
 
 
 def _add_verify_resume(commands: Any) -> None:

@@ -25,6 +25,7 @@ from openk2.observe.console import Console
 from openk2.recipes import pretrain_recipe
 
 STAGES = ("pretrain", "sft", "rl")
+PRESETS = ("tiny", "small")
 _POLL_S = 0.02
 _LIMIT_S = 1800.0
 
@@ -37,6 +38,8 @@ def verify(preset: str, stages: Sequence[str], steps: int, out: Path | None, con
     if steps < 2:
         raise ValueError(f"--steps: saw {steps}, expected at least 2, to be killed between")
     pretrain_recipe(preset)  # an unknown one is refused before anything starts
+    if preset not in PRESETS:
+        raise ValueError(f"verify-resume: saw {preset}, expected {' or '.join(PRESETS)}: the others need a cluster")
     with tempfile.TemporaryDirectory() as temporary:
         folder = out or Path(temporary)
         results = {}

@@ -127,7 +127,7 @@ class TrainConfig:
         if self.warmup_steps + self.decay_steps > self.steps:
             raise ValueError(
                 f"train.warmup_steps: saw {self.warmup_steps} + decay_steps {self.decay_steps}, "
-                f"expected together at most steps ({self.steps})"
+                f"expected together at most steps ({self.steps}); set --train.warmup_steps and --train.decay_steps too"
             )
 
 

@@ -34,16 +34,34 @@ def read_dialogues(path: Path | str, *, validation_share: float = 0.02) -> list[
     """All dialogues of a JSONL file. Raises ValueError for the first line that cannot be used, naming it."""
     path = Path(path)
     try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}, expected a readable JSONL file of dialogues") from None
-    try:
-        found = [_dialogue(line, number, validation_share) for number, line in enumerate(lines, 1) if line.strip()]
+        found = [_dialogue(line, number, validation_share) for number, line in _lines(path)]
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     if not found:
         raise ValueError(f"{path}: saw no dialogues, expected one JSON object a line")
     return found
+
+
+def read_dialogue(path: Path | str, index: int, *, validation_share: float = 0.02) -> Dialogue:
+    """Dialogue `index` (from 0) of a JSONL file; the others are not looked at. Raises ValueError if it has none."""
+    path = Path(path)
+    try:
+        lines = _lines(path)
+        if not 0 <= index < len(lines):
+            raise ValueError(f"saw {len(lines)} dialogues, expected one of index {index}")
+        number, line = lines[index]
+        return _dialogue(line, number, validation_share)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _lines(path: Path) -> list[tuple[int, bytes]]:
+    """Lines that are not blank, each with its number from 1."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise ValueError(f"{error.strerror}, expected a readable JSONL file of dialogues") from None
+    return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def _dialogue(line: bytes, number: int, validation_share: float) -> Dialogue:

@@ -69,15 +69,21 @@ def read_sources(names: tuple[str, ...]) -> Reading:
     return reading
 
 
+def existing(path: str | Path) -> Path:
+    """The path of a user's text, "~" resolved. Raises ValueError where there is nothing."""
+    root = Path(path).expanduser()
+    if not root.exists():
+        raise ValueError(f"data.path: saw {root}, which does not exist; expected a folder or a file of UTF-8 text")
+    return root
+
+
 def read_path(path: str | Path) -> Reading:
     """Read a file, or all files below a folder: text, and JSONL lines with a "text" field.
 
     The domain is the first sub-folder's name, or "text" at the top. Hidden
     files and folders are passed over. Raises ValueError where nothing usable is found.
     """
-    root = Path(path).expanduser()
-    if not root.exists():
-        raise ValueError(f"data.path: saw {root}, which does not exist; expected a folder or a file of UTF-8 text")
+    root = existing(path)
     reading = Reading()
     for file in _user_files(root):
         parts = file.relative_to(root).parts if root.is_dir() else (file.name,)

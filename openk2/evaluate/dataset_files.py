@@ -37,7 +37,7 @@ def require_file(data: Path | None, relative: str, task: str) -> Path:
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number from 1, object) of each line that is not blank."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: saw bytes that are not UTF-8 at offset {error.start}, expected UTF-8 text") from None
     for number, line in enumerate(lines, start=1):

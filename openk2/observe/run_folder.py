@@ -1,7 +1,8 @@
 """A run's folder: locked while in use, with `run.json` saying what runs in it.
 
 Invariants: a folder holds one stage with one config; starting another there is
-refused, starting the same one again means resuming it. What was settled at the
+refused once anything has been made, starting the same one again means resuming
+it. What was settled at the
 first start (a dtype chosen by timing, say) stays settled. `run.json` is whole
 or absent. Left out: checkpoints and metrics, which only live beside it; and
 torch, whose version and thread count the caller passes in.
@@ -20,7 +21,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from openk2.observe.files import write_atomic
-from openk2.observe.lock import RunLock
+from openk2.observe.lock import LOCK_NAME, RunLock
 
 RUN_FILE = "run.json"
 _SHOWN_VALUE = 60  # characters of a config value quoted in a message
@@ -75,6 +76,8 @@ class RunFolder:
             }
             identity = {"stage": stage, "config": _as_json(config), "seed": seed}
             record = _read(path / RUN_FILE)
+            if record is not None and not _anything_made(path) and _is_another(record, identity):
+                record = None
             if record is None:
                 digest = config_digest(config)
                 record = {**identity, "config_digest": digest, "resolved": {}, **start, "resumes": []}
@@ -160,6 +163,15 @@ def _read(path: Path) -> dict[str, Any] | None:
     if missing:
         raise ValueError(f"{path}: saw no {missing[0]!r}, expected a run record; use a new folder")
     return dict(record)
+
+
+def _is_another(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    return any(old.get(key) != value for key, value in new.items())
+
+
+def _anything_made(path: Path) -> bool:
+    """Whether a run left more than its own record: one that was refused at once is no run."""
+    return any(entry.name not in (RUN_FILE, LOCK_NAME) for entry in path.iterdir())
 
 
 def _refuse_another(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

@@ -29,6 +29,7 @@ from openk2.data.copying import copying_rows
 from openk2.data.corpus import Corpus, build_corpus, training_texts
 from openk2.data.loader import PretrainLoader, validation_batches
 from openk2.data.prepare import Manifest, prepare
+from openk2.data.sources import existing
 from openk2.environments import TOOL_NAMES, declarations
 from openk2.model.induction import start_with_induction
 from openk2.model.model import Model
@@ -48,6 +49,8 @@ VALIDATION_ROWS = 32  # rows of each domain looked at while training; the evalua
 def pretrain(config: PretrainConfig, path: Path, console: Console) -> tuple[Model, Tokenizer]:
     """Run or resume pre-training in the folder `path`; returns the trained model and its tokenizer."""
     train = config.train
+    if config.data.path is not None:
+        existing(config.data.path)  # a misspelt path is refused before kernels are compiled
     folder, dtype = open_run(path, to_dict(config), stage=STAGE, seed=train.seed, dtype=train.dtype, console=console)
     with folder:
         # Before the text, which takes a while: a shape that cannot be is refused at once.

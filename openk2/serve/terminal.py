@@ -34,7 +34,7 @@ class Chat:
         tools: Sequence[str],
         params: SamplingParams,
         context_length: int,
-        out: TextIO = sys.stdout,
+        out: TextIO,
     ) -> None:
         if params.max_new_tokens >= context_length:
             raise ValueError(
@@ -53,27 +53,28 @@ class Chat:
         self.messages: list[Message] = []
         self._styled = out.isatty()
 
-    def say(self, text: str) -> None:
-        """Answer `text`, running the tools that the model calls."""
+    def say(self, text: str) -> bool:
+        """Answer `text`, running the tools that the model calls; False where it does not fit and was dropped."""
         self.messages.append({"role": "user", "content": text})
         for round_number in range(MAX_ROUNDS):
             prompt = self._prompt()
             if len(prompt) >= self.context_length:
                 self._line(f"(too long for the context of {self.context_length} tokens; this turn was dropped)", DIM)
                 self._forget_last_turn()
-                return
+                return False
             reply = self._reply(prompt, round_number)
             self.messages.append(reply)
             if reply.get("malformed"):
                 self._line(f"(malformed: {reply.pop('malformed')})", DIM)
             if not reply.get("tool_calls"):
-                return
+                return True
             for call in reply["tool_calls"]:
                 self._line(f"→ {call['function']['name']}({call['function']['arguments']})", BOLD)
             for result in run_tools(self.environment, reply):
                 self._line(f"← {result['content']}", DIM)
                 self.messages.append(result)
         self._line(f"(stopped after {MAX_ROUNDS} rounds of calls)", DIM)
+        return True
 
     def reset(self) -> None:
         self.messages.clear()

@@ -61,6 +61,7 @@ MISTAKES = {
     "pretrain tinny": "did you mean tiny?",
     "audit-optimizer k2_1": "did you mean k2_1t?",
     "verify-resume tinny": "did you mean tiny?",
+    "verify-resume k2_1t": "expected tiny or small",
     "verify-resume tiny --stages sft,rll": "--stages: saw 'rll'",
     "verify-resume tiny --steps 1": "expected at least 2",
     "pretrain tiny --train.stps 5": "did you mean --train.steps?",
@@ -84,7 +85,9 @@ MISTAKES = {
     "chat nowhere --tools calculater": "--tools: saw 'calculater', expected names from calculator",
     "chat nowhere --temperature -1": "expected --temperature of 0 or more",
     "show-sample nothing.jsonl --tokenizer nowhere": "nothing.jsonl: No such file or directory",
-    "pretrain tiny --data nowhere --out run --train.dtype fp32": "data.path: saw nowhere, which does not exist",
+    "pretrain tiny --data nowhere": "data.path: saw nowhere, which does not exist",
+    "evaluate nowhere --seed -5": "--seed: saw -5",
+    "evaluate nowhere --out a_file": "saw the file a_file, expected a folder",
 }  # fmt: skip
 
 
@@ -93,13 +96,35 @@ def test_a_mistake_is_told_in_one_line(
     line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "a_file").touch()
     assert main(line.split()) == 2
     said = capsys.readouterr()
     assert said.out == ""
     complaints = [text for text in said.err.splitlines() if text.startswith("error: ")]
     assert len(complaints) == 1 and said.err.endswith(complaints[0] + "\n")
-    assert complaints == said.err.splitlines() or "--out" in line, "only a run that has begun says more"
+    assert complaints == said.err.splitlines()
     assert MISTAKES[line] in complaints[0]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"), [("", "nothing but blanks"), (" \n", "nothing but"), ("a " * 3000, "too long")]
+)
+def test_a_prompt_that_cannot_be_answered_is_refused(
+    checkpoint: Path, prompt: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["chat", str(checkpoint), "--prompt", prompt]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.startswith("error: --prompt: ") and said in error
+
+
+def test_a_refused_first_run_leaves_its_folder_free(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Too little text: refused once the folder has its record, but before anything is made in it."""
+    (tmp_path / "short.txt").write_text("A few words.\n")
+    out = ["--out", str(tmp_path / "run"), *SHORT.split()]
+    assert main(["pretrain", "tiny", "--data", str(tmp_path / "short.txt"), *out]) == 2
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".lock", "run.json"]
+    capsys.readouterr()
+    assert main(["pretrain", "tiny", "--data", str(own_text(tmp_path / "t")), *out]) == 0
 
 
 def test_an_index_outside_the_file_is_refused(
@@ -107,7 +132,7 @@ def test_an_index_outside_the_file_is_refused(
 ) -> None:
     data = write_lines(tmp_path / "d.jsonl", talk_line())
     assert main(["show-sample", str(data), "--tokenizer", str(checkpoint), "--index", "1"]) == 2
-    assert capsys.readouterr().err == "error: --index: saw 1, expected 0 to 0\n"
+    assert capsys.readouterr().err == f"error: {data}: saw 1 dialogues, expected one of index 1\n"
 
 
 @pytest.mark.parametrize("kept", [0, 5, 2000])

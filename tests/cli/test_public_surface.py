@@ -55,8 +55,6 @@ def test_the_readmes_snippets_run(checkpoint: Path, repository: Path) -> None:
     codec = openk2.Codec.load(checkpoint)
     messages = [{"role": "user", "content": "Hi."}]
     known: dict[str, Any] = {
-        "torch": torch,
-        "input_ids": torch.tensor([codec.encode(messages).ids]),
         "messages": messages,
         "tools": None,
         "sampled_ids": codec.tokenizer.encode("Hello."),

@@ -59,6 +59,7 @@ def test_another_config_is_refused_by_its_first_differing_key(
     tmp_path: Path, section: str, key: str, value: object, message: str
 ) -> None:
     open_folder(tmp_path).close()
+    (tmp_path / "metrics.jsonl").touch()
     before = (tmp_path / "run.json").read_bytes()
     other: dict[str, Any] = {**CONFIG, section: {**CONFIG[section], key: value}}
     with pytest.raises(ValueError, match=message) as caught:
@@ -68,8 +69,20 @@ def test_another_config_is_refused_by_its_first_differing_key(
     open_folder(tmp_path).close()  # and the refusal left the folder free
 
 
+def test_where_nothing_was_made_another_run_may_begin(tmp_path: Path) -> None:
+    with open_folder(tmp_path) as folder:
+        folder.resolve("dtype", lambda: "bf16")
+    other = {**CONFIG, "optim": {"name": "muonclip", "lr": 1e-3}}
+    with open_folder(tmp_path, other) as folder:
+        assert not folder.resumed and folder.resolve("dtype", lambda: "fp32") == "fp32"
+    (tmp_path / "metrics.jsonl").touch()
+    with pytest.raises(ValueError, match="saw optim.lr"):
+        open_folder(tmp_path)
+
+
 def test_another_stage_or_seed_is_refused(tmp_path: Path) -> None:
     open_folder(tmp_path).close()
+    (tmp_path / "metrics.jsonl").touch()
     with pytest.raises(ValueError, match='saw stage = "sft", expected "pretrain"'):
         open_folder(tmp_path, stage="sft")
     with pytest.raises(ValueError, match="saw seed = 1, expected 0"):
