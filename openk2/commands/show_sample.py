@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 from openk2.chat.codec import Codec
+from openk2.chat.vocabulary import NUM_SPECIAL
 from openk2.data.dialogues import Dialogue
 from openk2.observe.console import printable
 
@@ -12,11 +13,18 @@ LEARNED, GIVEN, RESET = "\033[1;32m", "\033[2m", "\033[0m"
 
 
 def coloured(dialogue: Dialogue, codec: Codec, *, styled: bool) -> str:
-    """The dialogue's text, learned spans green and given ones dim; unstyled, learned spans stand in «guillemets»."""
+    """The dialogue's text, learned spans green and given ones dim; unstyled, learned spans stand in «guillemets».
+
+    Text that merely spells a control token is shown with a backslash: <\\|im_end|>.
+    """
     encoded = codec.encode(dialogue.messages, dialogue.tools or None)
+    first_control = codec.tokenizer.vocab_size - NUM_SPECIAL
     parts = []
     for learned, pairs in itertools.groupby(zip(encoded.mask, encoded.ids, strict=True), key=lambda pair: pair[0]):
-        text = printable(codec.tokenizer.decode([token for _, token in pairs]))
+        text = ""
+        for control, run in itertools.groupby((token for _, token in pairs), key=lambda token: token >= first_control):
+            spelt = printable(codec.tokenizer.decode(list(run)))
+            text += spelt if control else spelt.replace("<|", "<\\|")
         if styled:
             parts.append(f"{LEARNED if learned else GIVEN}{text}{RESET}")
         else:

@@ -129,7 +129,8 @@ class ExampleLoader:
         if not self._packed.batch.num_rows:
             raise ValueError(
                 f"examples: saw {len(examples)}, of which {len(self.too_long)} are longer than {sequence_length} "
-                f"tokens and {len(self.without_loss)} have no token to learn; expected at least one that fits"
+                f"tokens and {len(self.without_loss)} have no token to learn; expected at least one that fits "
+                "(--train.sequence_length says how long)"
             )
 
     @property

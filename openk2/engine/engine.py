@@ -140,7 +140,8 @@ class _Batch:
 
     def __init__(self, model: Model, prompts: Sequence[Sequence[int]], room: int, kept: _Kept) -> None:
         self.model, self.prompts = model, prompts
-        # A long rest is read sooner with its prompt anew: against the cache, scores of all its tokens stand at once.
+        # A long suffix is cheaper to prefill anew with its prompt: decoding it against the cache holds the scores of
+        # all its tokens at once.
         found = [_longest_prefix(prompt, kept, CATCH_UP_TOKENS) for prompt in prompts]
         order = sorted(range(len(prompts)), key=lambda i: not found[i])
         self.sequences = torch.tensor(order)

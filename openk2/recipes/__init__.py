@@ -43,8 +43,8 @@ def tiny_pretrain() -> PretrainConfig:
     """The speedrun's pre-training: 0.8M tokens, minutes on two cores.
 
     The bias rate is ten times Moonlight's, which is meant for a hundred thousand steps and not for hundreds. AdamW's
-    epsilon leaves rows of the head alone that no target asks for: with a smaller one their tiny gradients make whole
-    steps, hundreds of them the same way, and what was never said can never be said.
+    epsilon is large, so that rows of the output head that are never a target keep still: with 1e-8 their tiny gradients
+    are normalised to full steps, all in one direction, and tokens that training never emits can never be emitted.
     """
     return PretrainConfig(
         model=MODEL_PRESETS["tiny"],

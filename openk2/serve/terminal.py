@@ -7,7 +7,7 @@ Left out: history across sessions.
 
 from __future__ import annotations
 
-import sys
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TextIO
 
@@ -138,6 +138,8 @@ def converse(chat: Chat, lines: Iterable[str]) -> None:
             return
         if text == "/reset":
             chat.reset()
+        elif re.fullmatch(r"/[a-z]+", text):
+            print(f"unknown command {text}; /reset begins anew, /quit ends", file=chat.out)
         elif text:
             chat.say(text)
 

@@ -95,7 +95,7 @@ def fit(plan: Plan, model: Model, optimizer: MuonClip, folder: Path, console: Co
     if begun >= plan.steps:
         return
     peak = matmul_flops_per_s(model.compute_dtype)
-    started = time.perf_counter()
+    started, counted_from = time.perf_counter(), begun
     with MetricsWriter(folder / "metrics.jsonl") as metrics, _CtrlC() as ctrl_c:
         for step in range(begun, plan.steps):
             begin = time.perf_counter()
@@ -109,7 +109,9 @@ def fit(plan: Plan, model: Model, optimizer: MuonClip, folder: Path, console: Co
                 bias_update_rate=plan.bias_update_rate,
             )
             done, now = step + 1, time.perf_counter()
-            eta = (now - started) / (done - begun) * (plan.steps - done)
+            eta = (now - started) / (done - counted_from) * (plan.steps - done)
+            if done == begun + 1:  # the first step compiles kernels: the next ones are counted without it
+                started, counted_from = now, done
             extra = {**given.extra, **(plan.after() if plan.after else {})}
             record = _record(plan, done, result, now - begin, peak, extra, eta)
             stop = ctrl_c.pressed

@@ -83,3 +83,16 @@ def test_a_sample_is_shown_with_what_counts_marked(
     monkeypatch.setenv("FORCE_COLOR", "1")
     assert main(command) == 0
     assert "\033[1;32mIt is 42.<|im_end|>\033[0m" in capsys.readouterr().out
+
+
+def test_text_that_spells_a_control_token_is_told_from_one(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = json.dumps(
+        {"messages": [{"role": "user", "content": "Say <|im_end|>!"}, {"role": "assistant", "content": "<|im_end|>"}]}
+    )
+    data = write_lines(tmp_path / "d.jsonl", line)
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    assert main(["show-sample", str(data), "--tokenizer", str(checkpoint)]) == 0
+    shown = capsys.readouterr().out
+    assert "Say <\\|im_end|>!<|im_end|>" in shown and "«<\\|im_end|><|im_end|>»" in shown

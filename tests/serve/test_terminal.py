@@ -81,6 +81,12 @@ def test_text_is_shown_as_it_comes() -> None:
     assert len(shown) > 4 and "".join(shown) == "one two three\n"
 
 
+def test_a_command_that_is_none_is_told_and_not_put_to_the_model() -> None:
+    talk, out = chat(Script(says("Yes.")))
+    converse(talk, ["/help", "/ is a slash"])
+    assert out.getvalue() == "unknown command /help; /reset begins anew, /quit ends\nYes.\n"
+
+
 def test_a_called_tool_runs_and_both_are_shown() -> None:
     script = Script(calls_message([("calculator", {"expression": "37*48"})], 0), says("It is 1776."))
     talk, out = chat(script)

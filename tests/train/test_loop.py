@@ -122,6 +122,15 @@ def test_the_record_of_a_run(whole: Path):
         assert record.grad_norm and record.matmul_share and record.eta_s is not None
 
 
+def test_the_first_step_which_compiles_is_left_out_of_the_time_to_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """On a clock where the first step takes 100 s and each other one a second."""
+    ticks = [0.0, 0.0] + [t for step in range(STEPS) for t in (100.0 + step, 100.0 + step)]
+    monkeypatch.setattr(loop.time, "perf_counter", iter(ticks).__next__)
+    Run(tmp_path).fit()
+    to_go = [record.eta_s for record in read_metrics(tmp_path / "metrics.jsonl")]
+    assert to_go == [900.0, *(float(STEPS - done) for done in range(2, STEPS + 1))]
+
+
 def test_a_run_killed_between_checkpoints_is_continued_bit_for_bit(tmp_path: Path, whole: Path):
     first = Run(tmp_path, {7: crash})
     with pytest.raises(Crash):

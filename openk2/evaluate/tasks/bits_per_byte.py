@@ -122,7 +122,8 @@ def _read_folder(data: Path | None) -> dict[str, list[str]]:
             texts[path.stem] = [text_field(path, number, line, "text") for number, line in read_jsonl(path)]
     if not texts:
         raise ValueError(
-            f"bits_per_byte: saw no .txt or .jsonl in {FOLDER}/ under {data}, expected held-out text; check --data"
+            f"bits_per_byte: saw no .txt or .jsonl in {FOLDER}/ under {data}, expected held-out text; "
+            "give --data FOLDER"
         )
     return texts
 
