@@ -42,6 +42,7 @@ def test_a_resumed_run_keeps_what_was_chosen_at_first(tmp_path: Path, monkeypatc
         found.append(dtype)
         folder.close()
     assert found == [torch.bfloat16, torch.bfloat16]
+    (tmp_path / "run" / "metrics.jsonl").touch()
     console, heard = silent_console()
     with pytest.raises(ValueError, match="saw a = 2, expected 1") as caught:
         open_run(tmp_path / "run", {"a": 2}, stage="s", seed=0, dtype="auto", console=console)
