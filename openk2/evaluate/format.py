@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from rich import box
 from rich.table import Table
 
 from openk2.evaluate.records import Result
@@ -15,9 +16,10 @@ MISSING = "-"
 
 def results_table(results: Mapping[str, Result], *, groups: bool = False) -> Table:
     """A row per task, and with `groups` an indented one per group; bits per byte always lists its domains."""
-    table = Table(title="evaluation")
-    for heading in ("task", "measure", "result ± stderr", "95% interval", "n", "chance", "published"):
+    table = Table(title="evaluation", box=box.SIMPLE, padding=(0, 1, 0, 0), title_justify="left")
+    for heading in ("task", "measure", "result ± stderr", "95% interval", "n", "chance"):
         table.add_column(heading, justify="left" if heading in ("task", "measure") else "right", no_wrap=True)
+    table.add_column("published", overflow="fold")  # what gives way where the terminal is narrow
     for name, result in results.items():
         table.add_row(
             name,

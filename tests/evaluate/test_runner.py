@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +214,27 @@ def test_the_table_shows_n_error_chance_and_the_column(
     assert "66.7% ± 27.2" in text and "20.8 to 93.9" in text
     assert "9.000 ± 0.000" in text and "xz" in text
     assert "capitals" in text and "0%" in text
+
+
+def test_a_narrow_terminal_cuts_no_figure(questions: Path, codec: Codec, scripted: Any) -> None:
+    found = evaluate([questions], scripted(answer), None, codec, settings=EvalSettings(variant="instruct"))
+    (name, result), *_ = found.items()
+    published = {"value": 0.974, "column": "Kimi-K2-Instruct", "benchmark": "MATH-500"}
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(results_table({name: replace(result, published=published)}))
+    text = console.export_text()
+    for whole in (
+        "task",
+        "measure",
+        "result ± stderr",
+        "95% interval",
+        "chance",
+        "66.7% ± 27.2",
+        "20.8 to 93.9",
+        "97.4%",
+    ):
+        assert whole in text
+    assert "…" not in text
 
 
 def test_figures_with_undefined_parts_are_dashes() -> None:
