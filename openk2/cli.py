@@ -227,7 +227,7 @@ def _sft(arguments: argparse.Namespace) -> None:
     from openk2.posttrain.sft import sft
 
     dialogues = read_dialogues(arguments.data)
-    model, codec = _load_chat(arguments.checkpoint)
+    model, codec = _load_chat(arguments.checkpoint, trained=True)
     sft(config, model, codec, dialogues, arguments.out, _console(arguments))
     _export_instruct(model, codec, arguments)
 
@@ -253,20 +253,20 @@ def _rl(arguments: argparse.Namespace) -> None:
     from openk2.posttrain.rl import rl
 
     dialogues = read_dialogues(arguments.data)
-    model, codec = _load_chat(arguments.checkpoint)
+    model, codec = _load_chat(arguments.checkpoint, trained=True)
     console = _console(arguments)
     trust = rl(config, model, codec, dialogues, arguments.out, console, make_sampler=Engine)
     console.line(f"self-critique: {trust.verdict()}")
     _export_instruct(model, codec, arguments)
 
 
-def _load_chat(folder: Path) -> Any:
-    """Model with fp32 weights, to be trained, and its codec."""
+def _load_chat(folder: Path, *, trained: bool) -> Any:
+    """Model and codec; with fp32 weights where it is to be trained."""
     import torch
 
     from openk2.checkpoint.variant import load
 
-    model, codec = load(folder, dtype=torch.float32)
+    model, codec = load(folder, dtype=torch.float32 if trained else None)
     if codec is None:
         raise ValueError(f"{folder}: saw no tokenizer, expected tokenizer.json or tiktoken.model beside the weights")
     return model, codec
@@ -296,7 +296,6 @@ def _add_evaluate(commands: Any) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from openk2.checkpoint.variant import load
     from openk2.engine.engine import Engine
     from openk2.evaluate import EvalSettings, evaluate, results_table
 
@@ -304,9 +303,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--out: saw the file {arguments.out}, expected a folder; choose another path")
     if arguments.seed < 0:
         raise ValueError(f"--seed: saw {arguments.seed}, expected 0 or more")
-    model, codec = load(arguments.checkpoint)
-    if codec is None:
-        raise ValueError(f"{arguments.checkpoint}: saw no tokenizer, expected one beside the weights")
+    model, codec = _load_chat(arguments.checkpoint, trained=False)
     engine = Engine(model)
     console = _console(arguments)
     variant = arguments.variant or _variant_of(arguments.checkpoint, codec)
@@ -359,7 +356,6 @@ def _add_chat(commands: Any) -> None:
 
 
 def _chat(arguments: argparse.Namespace) -> None:
-    from openk2.checkpoint.variant import load
     from openk2.engine.engine import Engine
     from openk2.environments import TOOL_NAMES
     from openk2.protocols import SamplingParams
@@ -373,9 +369,7 @@ def _chat(arguments: argparse.Namespace) -> None:
         raise ValueError("chat: expected --temperature of 0 or more and --max-new-tokens of 1 or more")
     if arguments.prompt is not None and not arguments.prompt.strip():
         raise ValueError("--prompt: saw nothing but blanks, expected something to answer")
-    model, codec = load(arguments.checkpoint)
-    if codec is None:
-        raise ValueError(f"{arguments.checkpoint}: saw no tokenizer, expected one beside the weights")
+    model, codec = _load_chat(arguments.checkpoint, trained=False)
     params = SamplingParams(
         max_new_tokens=arguments.max_new_tokens, temperature=arguments.temperature, seed=arguments.seed
     )

@@ -7,6 +7,7 @@ that is done is read, not run. Left out: everything that a stage knows itself.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import sys
 import time
@@ -20,7 +21,7 @@ from openk2.chat.codec import Codec
 from openk2.checkpoint.variant import export_variant, load
 from openk2.config.run import SFTConfig, SpeedrunConfig
 from openk2.config.serialize import digest
-from openk2.data.dialogues import read_dialogues
+from openk2.data.dialogues import Dialogue, read_dialogues
 from openk2.data.loader import validation_texts
 from openk2.engine.engine import Engine
 from openk2.evaluate import EvalSettings, Result, evaluate, load_set
@@ -47,69 +48,72 @@ from openk2.speedrun_report import assemble
 def speedrun(config: SpeedrunConfig, out: Path, console: Console) -> Path:
     """Run or resume the recipe in `out`; returns the path of report.html."""
     with RunLock(out):
-        return _run(config, out, console)
-
-
-def _run(config: SpeedrunConfig, out: Path, console: Console) -> Path:
-    stages = Stages(out, config, console)
-    command = "openk2 " + " ".join(sys.argv[1:])
-
-    def base_model() -> dict[str, Any]:
-        model, tokenizer = pretrain(config.pretrain, out / "pretrain", console)
-        export_variant(model, Codec(tokenizer), out / "base", kind="base", made_by=command)
-        return {}
-
-    def trajectories() -> dict[str, Any]:
-        with console.progress("synthesising", unit="attempts") as bar:
-            return synthesise(config.synth, out / "synth", lambda done, _: bar.advance(done - bar.done))
-
-    stages.run("pretrain", base_model)
-    stages.run("evaluate base", lambda: _measure(out / "base", out, "base", config, console))
-    manifest = stages.run("synth", trajectories)
-    dialogues = read_dialogues(out / "synth" / "trajectories.jsonl")
-
-    def supervised() -> dict[str, Any]:
-        _tune(
-            out / "base",
-            out / "sft-model",
-            lambda m, c: sft(config.sft, m, c, dialogues, out / "sft", console),
-            command,
-        )
-        return {}
-
-    def reinforced() -> dict[str, Any]:
-        records: list[Trust] = []
-        _tune(
-            out / "sft-model",
-            out / "instruct",
-            lambda m, c: records.append(rl(config.rl, m, c, dialogues, out / "rl", console, make_sampler=Engine)),
-            command,
-        )
-        return _critic_figures(records[0])
-
-    def control() -> dict[str, Any]:
-        same = pool_dialogues(dialogues, config.rl)
-        kept_back = [d for d in dialogues if d.held_out]
-        settings = control_config(config, out)
-        _tune(
-            out / "sft-model",
-            out / "more-sft-model",
-            lambda m, c: sft(settings, m, c, same + kept_back, out / "more_sft", console, stage="more_sft"),
-            command,
-        )
-        return {"steps": settings.train.steps}
-
-    stages.run("sft", supervised)
-    stages.run("evaluate sft", lambda: _measure(out / "sft-model", out, "sft", config, console))
-    critic = stages.run("rl", reinforced)
-    stages.run("evaluate rl", lambda: _measure(out / "instruct", out, "rl", config, console))
-    stages.run("more sft", control)
-    stages.run("evaluate more sft", lambda: _measure(out / "more-sft-model", out, "more_sft", config, console))
-    report = assemble(out, config, stages.finished, manifest, critic, command)
-    page = write_report(report, out)
+        stages, recipe = Stages(out, config, console), _Recipe(config, out, console)
+        stages.run("pretrain", recipe.base_model)
+        stages.run("evaluate base", lambda: recipe.measured("base", "base"))
+        manifest = stages.run("synth", recipe.trajectories)
+        stages.run("sft", recipe.fine_tuned)
+        stages.run("evaluate sft", lambda: recipe.measured("sft-model", "sft"))
+        critic = stages.run("rl", recipe.reinforced)
+        stages.run("evaluate rl", lambda: recipe.measured("instruct", "rl"))
+        stages.run("more sft", recipe.control)
+        stages.run("evaluate more sft", lambda: recipe.measured("more-sft-model", "more_sft"))
+        page = write_report(assemble(out, config, stages.finished, manifest, critic, recipe.command), out)
     console.result(f"report: {page}")
     console.result(f"talk to it: openk2 chat {out / 'instruct'}")
     return page
+
+
+class _Recipe:
+    """The stages, each from the files of those before it to files of its own; each returns its figures."""
+
+    def __init__(self, config: SpeedrunConfig, out: Path, console: Console) -> None:
+        self.config, self.out, self.console = config, out, console
+        self.command = "openk2 " + " ".join(sys.argv[1:])
+
+    @functools.cached_property
+    def dialogues(self) -> list[Dialogue]:
+        return read_dialogues(self.out / "synth" / "trajectories.jsonl")
+
+    def base_model(self) -> dict[str, Any]:
+        model, tokenizer = pretrain(self.config.pretrain, self.out / "pretrain", self.console)
+        export_variant(model, Codec(tokenizer), self.out / "base", kind="base", made_by=self.command)
+        return {}
+
+    def trajectories(self) -> dict[str, Any]:
+        with self.console.progress("synthesising", unit="attempts") as bar:
+            return synthesise(self.config.synth, self.out / "synth", lambda done, _: bar.advance(done - bar.done))
+
+    def fine_tuned(self) -> dict[str, Any]:
+        model, codec = self._to_train("base")
+        sft(self.config.sft, model, codec, self.dialogues, self.out / "sft", self.console)
+        self._export(model, codec, "sft-model")
+        return {}
+
+    def reinforced(self) -> dict[str, Any]:
+        model, codec = self._to_train("sft-model")
+        trust = rl(self.config.rl, model, codec, self.dialogues, self.out / "rl", self.console, make_sampler=Engine)
+        self._export(model, codec, "instruct")
+        return _critic_figures(trust)
+
+    def control(self) -> dict[str, Any]:
+        settings = control_config(self.config, self.out)
+        same = pool_dialogues(self.dialogues, self.config.rl) + [d for d in self.dialogues if d.held_out]
+        model, codec = self._to_train("sft-model")
+        sft(settings, model, codec, same, self.out / "more_sft", self.console, stage="more_sft")
+        self._export(model, codec, "more-sft-model")
+        return {"steps": settings.train.steps}
+
+    def measured(self, variant: str, stage: str) -> dict[str, Any]:
+        return _measure(self.out / variant, self.out, stage, self.config, self.console)
+
+    def _to_train(self, variant: str) -> tuple[Model, Codec]:
+        model, codec = load(self.out / variant, dtype=torch.float32)
+        assert codec is not None, "every variant of the speedrun has a tokenizer"
+        return model, codec
+
+    def _export(self, model: Model, codec: Codec, variant: str) -> None:
+        export_variant(model, codec, self.out / variant, kind="instruct", made_by=self.command)
 
 
 class Stages:
@@ -152,14 +156,6 @@ class Stages:
         self.finished.append({"name": name, "wall_s": wall, "peak_rss_bytes": peak_rss_bytes(), "figures": figures})
         write_atomic(self.path, json.dumps({"config": self.digest, "stages": self.finished}, indent=2))
         return figures
-
-
-def _tune(source: Path, target: Path, train: Callable[[Model, Codec], object], command: str) -> None:
-    """Load a variant, train it in place, export it as an instruct variant."""
-    model, codec = load(source, dtype=torch.float32)
-    assert codec is not None, "every variant of the speedrun has a tokenizer"
-    train(model, codec)
-    export_variant(model, codec, target, kind="instruct", made_by=command)
 
 
 def control_config(config: SpeedrunConfig, out: Path) -> SFTConfig:

@@ -44,7 +44,8 @@ class Tokenizer:
                 f"tokenizer: saw {len(self.special)} distinct control tokens, missing {missing}; "
                 f"expected K2's {NUM_SPECIAL}; use a tokenizer that openk2 wrote, or K2's own"
             )
-        self.vocab_size = len(core.pieces) + NUM_SPECIAL
+        self.num_ordinary = len(core.pieces)  # rows of text; the control tokens follow them
+        self.vocab_size = self.num_ordinary + NUM_SPECIAL
         self.bos_id = self.special[vocab.BOS]
         self.eos_id = self.special[vocab.EOS]
         self.pad_id = self.special[vocab.PAD]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 
 from openk2.chat.codec import Codec
-from openk2.chat.vocabulary import NUM_SPECIAL
 from openk2.data.dialogues import Dialogue
 from openk2.observe.console import printable
 
@@ -18,7 +17,7 @@ def coloured(dialogue: Dialogue, codec: Codec, *, styled: bool) -> str:
     Text that merely spells a control token is shown with a backslash: <\\|im_end|>.
     """
     encoded = codec.encode(dialogue.messages, dialogue.tools or None)
-    first_control = codec.tokenizer.vocab_size - NUM_SPECIAL
+    first_control = codec.tokenizer.num_ordinary
     parts = []
     for learned, pairs in itertools.groupby(zip(encoded.mask, encoded.ids, strict=True), key=lambda pair: pair[0]):
         text = ""

@@ -76,9 +76,7 @@ class RunFolder:
             }
             identity = {"stage": stage, "config": _as_json(config), "seed": seed}
             record = _read(path / RUN_FILE)
-            if record is not None and not _anything_made(path) and _is_another(record, identity):
-                record = None
-            if record is None:
+            if record is None or _is_idle(path, record, identity):
                 digest = config_digest(config)
                 record = {**identity, "config_digest": digest, "resolved": {}, **start, "resumes": []}
                 warnings: tuple[str, ...] = ()
@@ -165,13 +163,10 @@ def _read(path: Path) -> dict[str, Any] | None:
     return dict(record)
 
 
-def _is_another(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    return any(old.get(key) != value for key, value in new.items())
-
-
-def _anything_made(path: Path) -> bool:
-    """Whether a run left more than its own record: one that was refused at once is no run."""
-    return any(entry.name not in (RUN_FILE, LOCK_NAME) for entry in path.iterdir())
+def _is_idle(path: Path, record: Mapping[str, Any], identity: Mapping[str, Any]) -> bool:
+    """Whether the folder holds another run that left nothing but its record, as one does that is refused at once."""
+    another = any(record.get(key) != value for key, value in identity.items())
+    return another and all(entry.name in (RUN_FILE, LOCK_NAME) for entry in path.iterdir())
 
 
 def _refuse_another(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

@@ -19,9 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openk2.chat.template import prelude, turns
+from openk2.chat.template import CallId, prelude, turns
 from openk2.chat.tokenizer import Tokenizer
-from openk2.chat.vocabulary import NUM_SPECIAL
 from openk2.config.run import PretrainConfig
 from openk2.config.serialize import to_dict
 from openk2.data.batch import concatenate
@@ -64,7 +63,7 @@ def pretrain(config: PretrainConfig, path: Path, console: Console) -> tuple[Mode
         rows = train.batch_tokens // train.sequence_length
         micro_rows = train.micro_batch_tokens // train.sequence_length
         loader = PretrainLoader(path / "data", train.sequence_length, rows, train.seed)
-        source = _Source(loader, config, tokenizer.vocab_size - NUM_SPECIAL)
+        source = _Source(loader, config, tokenizer.num_ordinary)
         plan = Plan.scheduled(
             STAGE,
             train,
@@ -138,13 +137,10 @@ def _dialogue_text() -> str:
     for index, spec in enumerate(specs):
         name, arguments = spec["function"]["name"], spec["function"]["parameters"]["properties"]
         function = {"name": name, "arguments": json.dumps(dict.fromkeys(arguments, ""))}
+        call_id = str(CallId(name, index))
         messages += [
-            {
-                "role": "assistant",
-                "content": "",
-                "tool_calls": [{"id": f"functions.{name}:{index}", "function": function}],
-            },
-            {"role": "tool", "name": name, "tool_call_id": f"functions.{name}:{index}", "content": ""},
+            {"role": "assistant", "content": "", "tool_calls": [{"id": call_id, "function": function}]},
+            {"role": "tool", "name": name, "tool_call_id": call_id, "content": ""},
         ]
     segments = itertools.chain(prelude("revised", messages, specs), turns("revised", messages))
     return "\n".join(segment.text for segment in segments if not segment.control)
@@ -161,11 +157,10 @@ def _validation(
     """Bits per byte by domain over its first held-out rows, "bpb.DOMAIN", and the loss of copying, "copy"."""
     if not manifest.validation_domains:
         return None
-    ordinary = tokenizer.vocab_size - NUM_SPECIAL
     lengths = np.array([len(tokenizer.token_bytes(row)) for row in range(tokenizer.vocab_size)])
 
     def evaluate() -> dict[str, float]:
-        found = {"copy": copy_loss(model, ordinary)}
+        found = {"copy": copy_loss(model, tokenizer.num_ordinary)}
         for domain in manifest.validation_domains:
             batches = list(validation_batches(data, domain, sequence_length, rows, VALIDATION_ROWS))
             targets = np.concatenate([batch.targets[batch.targets >= 0] for batch in batches])

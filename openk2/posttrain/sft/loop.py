@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from openk2.chat.codec import Codec
-from openk2.chat.vocabulary import NUM_SPECIAL
 from openk2.config.run import SFTConfig
 from openk2.config.serialize import to_dict
 from openk2.data.dialogues import Dialogue, dialogues_digest, encode_dialogues
@@ -59,7 +58,7 @@ def sft(
         def evaluate() -> Mapping[str, float]:
             return {
                 "loss": mean_loss(base, validation.chunks(micro_rows)),
-                "copy": copy_loss(base, codec.tokenizer.vocab_size - NUM_SPECIAL),
+                "copy": copy_loss(base, codec.tokenizer.num_ordinary),
             }
 
         plan = Plan.scheduled(

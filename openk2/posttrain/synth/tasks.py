@@ -159,7 +159,7 @@ def _later(draw: Draw, world: World, agent: Agent, before: Ask | talk.Talk) -> P
         same = next(maker for tool in agent.tools for maker in KINDS[tool] if _named(maker) == kind)
         ask = same(draw, world)
         return phrase(ask.kind, _about(ask), rng, again="same"), ask
-    if draw.held_out:
+    if draw.held_out:  # as ever: another draw would be another held-out set
         return _ask(draw, world, rng.choice(agent.tools), "next")
     return _ask(draw, world, rng.choices(agent.tools, [_factor(tool, draw) for tool in agent.tools])[0], "next")
 

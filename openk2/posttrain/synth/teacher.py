@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from openk2.chat.template import CallId
 from openk2.protocols import ExpectedCall, Message, Task
 
 ERRORS = ("wrong_tool", "wrong_arguments", "wrong_answer", "no_call", "extra_call", "bad_json")
@@ -71,7 +72,7 @@ class Teacher:
         arguments = arguments[:-1] if error == "bad_json" else arguments
         index, self._num_calls = self._num_calls, self._num_calls + 1
         function = {"name": call.name, "arguments": arguments}
-        return {"id": f"functions.{call.name}:{index}", "type": "function", "function": function}
+        return {"id": str(CallId(call.name, index)), "type": "function", "function": function}
 
     def _answer(self, turn: int, results: Sequence[str], error: str) -> str:
         calls = self._task.turns[turn].calls
