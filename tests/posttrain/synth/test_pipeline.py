@@ -132,6 +132,20 @@ def test_training_asks_more_often_for_what_is_learnt_late() -> None:
     assert set(TRAINING_FACTORS) <= set(TOOL_WEIGHTS)
 
 
+def test_later_requests_and_stories_too_are_drawn_for_training() -> None:
+    """After the first turn the factors hold among an agent's own tools; training hears more stories than users tell."""
+    tasks = [make_task(7, index).task for index in range(4000)]
+    both = [task for task in tasks if {"calculator", "weekday"} <= set(task.tools)]
+    later = Counter(call.name for task in both for turn in task.turns[1:] for call in turn.calls)
+    assert later["weekday"] >= 10 and later["calculator"] / later["weekday"] > 2
+    asked = [make_task(7, index, held_out=True).task for index in range(4000)]
+    shares = []
+    for made in (tasks, asked):
+        first = [task.turns[0].user for task in made if task.turns[0].calls]
+        shares.append(sum(bool(re.search(r"[.?!] \w", text)) for text in first) / len(first))
+    assert shares[0] > shares[1] + 0.03
+
+
 def test_requests_in_several_sentences_are_drawn_as_often_as_asked() -> None:
     """At three times the weight they are drawn up to three times as often: the other forms' share shrinks."""
     counts = []
