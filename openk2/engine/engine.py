@@ -190,9 +190,9 @@ class _Batch:
         for rows in _by_length([len(key) for key in keys], PREFILL_TOKENS):
             ids = _padded([keys[row] for row in rows])
             latents: list[Tensor] = []
-            hidden, stats = self.model.hidden_states(ids, cache=latents)
             last = torch.tensor([place * ids.shape[1] + len(keys[row]) - 1 for place, row in enumerate(rows)])
-            last_logits = self.model.logits(hidden[last])
+            hidden, stats = self.model.hidden_states(ids, cache=latents, read=last)
+            last_logits = self.model.logits(hidden)
             for place, row in enumerate(rows):
                 users = torch.tensor(distinct[keys[row]])
                 logits[users] = last_logits[place]

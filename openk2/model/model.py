@@ -34,7 +34,8 @@ class ForwardStats:
 
     `max_scores` fp32 [L, H], the largest softmax input per layer and head;
     `expert_counts` int [L_moe, E], real tokens per expert; `balance_loss`, the
-    mean over MoE layers (with gradient); `chosen` int [L_moe, N, K].
+    mean over MoE layers (with gradient); `chosen` int [L_moe, N, K], -1 where
+    a token met no expert because nothing was to be read from it.
     """
 
     max_scores: Tensor
@@ -101,16 +102,21 @@ class Model(nn.Module):
         *,
         chosen: Tensor | None = None,
         cache: list[Tensor] | None = None,
+        read: Tensor | None = None,
     ) -> tuple[Tensor, ForwardStats]:
         """input_ids [B, T] -> final normalised states [N, D] and what the pass saw.
 
         `chosen` [L_moe, N, K] replays a recorded routing. `cache` collects, per
-        layer, the latents [N, C + r] that decoding continues from.
+        layer, the latents [N, C + r] that decoding continues from. `read` int [R]
+        names the flat places whose states are wanted, then [R, D]: the last
+        feed-forward runs on them alone, for after the last attention no token
+        looks at another.
         """
         batch, length = input_ids.shape
         layout = layout or Layout.whole_rows(batch, length, input_ids.device)
         cos, sin = self.rotary(layout.positions.flatten())
-        real = layout.documents.flatten() >= 0
+        documents = layout.documents.flatten()
+        num_tokens = (documents >= 0).sum()
         x = self.embed_tokens(input_ids.flatten()).to(self.compute_dtype)
         max_scores, counts, losses = [], [], []
         choices: list[Tensor] = []
@@ -120,16 +126,24 @@ class Model(nn.Module):
             if cache is not None:
                 cache.append(latents)
             x = x + attended
+            replayed = None if chosen is None else chosen[len(choices)]
+            if read is not None and block is self.layers[-1]:
+                x, documents = x.index_select(0, read), documents.index_select(0, read)
+                replayed = None if replayed is None else replayed.index_select(0, read)
             normed = block.post_attention_layernorm(x)
             if isinstance(block.mlp, MLP):
                 x = x + block.mlp(normed)
                 continue
-            out, routing = block.mlp(normed, None if chosen is None else chosen[len(choices)])
+            out, routing = block.mlp(normed, replayed)
             x = x + out
             choices.append(routing.chosen)
-            counts.append(torch.bincount(routing.chosen[real].flatten(), minlength=self.config.n_routed_experts))
+            real = routing.chosen[documents >= 0].flatten()
+            counts.append(torch.bincount(real, minlength=self.config.n_routed_experts))
             if self.training:
-                losses.append(balance_loss(routing, layout))
+                losses.append(balance_loss(routing, documents, layout.num_documents, num_tokens))
+        if read is not None and choices:
+            nobody = choices[-1].new_full((batch * length, choices[-1].shape[1]), -1)
+            choices[-1] = nobody.index_copy(0, read, choices[-1])
         stats = ForwardStats(
             max_scores=torch.stack(max_scores),
             expert_counts=torch.stack(counts)
@@ -144,12 +158,10 @@ class Model(nn.Module):
         self, input_ids: Tensor, targets: Tensor, layout: Layout | None = None, *, chosen: Tensor | None = None
     ) -> tuple[Tensor, ForwardStats]:
         """Log-probability of each target [B, T] (those below 0 give 0): fp32 [B, T], and what the pass saw."""
-        hidden, stats = self.hidden_states(input_ids, layout, chosen=chosen)
         flat = targets.flatten()
         counted = (flat >= 0).nonzero().squeeze(1)
-        found = linear_log_prob(
-            hidden.index_select(0, counted), self.lm_head.weight.to(hidden.dtype), flat.index_select(0, counted)
-        )
+        hidden, stats = self.hidden_states(input_ids, layout, chosen=chosen, read=counted)
+        found = linear_log_prob(hidden, self.lm_head.weight.to(hidden.dtype), flat.index_select(0, counted))
         return torch.zeros(flat.shape, dtype=found.dtype).index_copy(0, counted, found).view_as(targets), stats
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openk2.config.model import ModelConfig
-from openk2.model.layout import Layout
 from openk2.ops.experts import routed_experts
 from openk2.ops.fused import swiglu_mlp
 
@@ -82,28 +81,29 @@ class Router(nn.Module):
         self.e_score_correction_bias += rate * (direction - direction.mean())
 
 
-def balance_loss(routing: Routing, layout: Layout) -> Tensor:
+def balance_loss(routing: Routing, documents: Tensor, num_documents: int, num_tokens: Tensor) -> Tensor:
     """DeepSeek-V3's sequence-wise balance loss (arXiv 2412.19437, section 2.1.2), averaged with documents' lengths.
 
-    For a document of T tokens: sum_i f_i P_i with f_i = E/(K T) * tokens that
-    chose i, P_i = mean of expert i's share of the token's scores. Padding is
-    left out. Perfect balance gives 1. Weighting by length makes a packed batch
-    equal to its documents taken one by one.
+    For a document of T routed tokens: sum_i f_i P_i with f_i = E/(K T) * tokens
+    that chose i, P_i = mean of expert i's share of the token's scores.
+    `documents` int [N] numbers the tokens' documents (padding: -1, left out);
+    `num_tokens` is the micro-batch's real tokens, routed or not, by which the
+    sum over documents is divided, so that a packed batch equals its documents
+    taken one by one. Perfect balance of all tokens gives 1.
     """
     num_experts, top_k = routing.scores.shape[1], routing.chosen.shape[1]
-    documents = layout.documents.flatten()
     real = documents >= 0
     index = documents.clamp(min=0)
     share = routing.scores / routing.scores.sum(-1, keepdim=True)
     share = share * real.unsqueeze(-1)
-    zeros = torch.zeros(layout.num_documents, num_experts, dtype=share.dtype, device=share.device)
+    zeros = torch.zeros(num_documents, num_experts, dtype=share.dtype, device=share.device)
     mean_share = zeros.index_add(0, index, share)  # T P_i
     with torch.no_grad():
         slots = (index.unsqueeze(-1) * num_experts + routing.chosen)[real].flatten()
         counts = torch.bincount(slots, minlength=zeros.numel()).view_as(zeros).to(share.dtype)
-        lengths = torch.bincount(index[real], minlength=layout.num_documents).clamp(min=1).to(share.dtype)
+        lengths = torch.bincount(index[real], minlength=num_documents).clamp(min=1).to(share.dtype)
     per_document = (counts * mean_share).sum(-1) * (num_experts / top_k) / lengths  # T * sum f_i P_i
-    return per_document.sum() / real.sum().clamp(min=1)  # a micro-batch may be padding alone
+    return per_document.sum() / num_tokens.clamp(min=1)  # a micro-batch may be padding alone
 
 
 class Experts(nn.Module):

@@ -152,12 +152,12 @@ def speedrun() -> SpeedrunConfig:
         sft=SFTConfig(
             optim=OptimConfig(lr=2.5e-3, adam_eps=1e-5),
             train=TrainConfig(
-                steps=720,
+                steps=800,
                 batch_tokens=4_096,
                 micro_batch_tokens=4_096,
                 sequence_length=1_024,
                 warmup_steps=10,
-                decay_steps=500,
+                decay_steps=560,
                 final_lr_ratio=0.03,
                 checkpoint_every=100,
                 eval_every=60,

@@ -124,11 +124,38 @@ def test_packed_equals_separate(variant, padding):
     assert not log_probs[0, total:].any()
     torch.testing.assert_close(stats.balance_loss.detach(), balance, rtol=1e-5, atol=1e-6)
     assert torch.equal(stats.expert_counts, counts)
-    assert int(stats.expert_counts.sum()) == total * CONFIG.num_experts_per_tok * CONFIG.num_moe_layers
+    met = [total] * (CONFIG.num_moe_layers - 1) + [total - len(docs)]  # nothing is read from a document's last token
+    assert stats.expert_counts.sum(1).tolist() == [tokens * CONFIG.num_experts_per_tok for tokens in met]
     if not padding:  # padding's own scores may be the largest, which only makes QK-Clip look twice
         torch.testing.assert_close(stats.max_scores, largest, rtol=1e-5, atol=1e-5)
     for (name, a), b in zip(together.named_parameters(), apart.parameters(), strict=True):
         assert float((a.grad - b.grad).norm()) <= 1e-5 * float(b.grad.norm()), name
+
+
+@pytest.mark.parametrize("wanted", [[3, 4, 11, 28], []])
+def test_states_that_are_read_equal_those_of_the_whole_pass(wanted):
+    """Values, experts, replayed routing and gradients, where the last feed-forward runs on a few tokens or on none."""
+    whole, few = build("plain"), build("plain")
+    ids, _, layout = packed(documents(), 0)
+    read = torch.tensor(wanted, dtype=torch.int64)
+    hidden, stats = whole.hidden_states(ids, layout)
+    some, seen = few.hidden_states(ids, layout, read=read)
+    torch.testing.assert_close(some, hidden[read], rtol=1e-6, atol=1e-6)
+    rest = torch.ones(ids.numel(), dtype=torch.bool)
+    rest[read] = False
+    assert torch.equal(seen.chosen[:-1], stats.chosen[:-1])
+    assert torch.equal(seen.chosen[-1, read].sort(-1).values, stats.chosen[-1, read].sort(-1).values)
+    assert bool((seen.chosen[-1, rest] == -1).all())
+    assert torch.equal(seen.max_scores, stats.max_scores)
+    replayed, _ = few.hidden_states(ids, layout, read=read, chosen=stats.chosen.flip(2))
+    torch.testing.assert_close(replayed, hidden[read], rtol=1e-5, atol=1e-5)
+    towards = torch.randn(some.shape, generator=torch.Generator().manual_seed(8))
+    (hidden[read] * towards).sum().backward()
+    (some * towards).sum().backward()
+    for (name, a), b in zip(whole.named_parameters(), few.parameters(), strict=True):
+        expected = torch.zeros_like(a) if a.grad is None else a.grad
+        found = torch.zeros_like(a) if b.grad is None else b.grad
+        assert float((found - expected).norm()) <= 1e-5 * float(expected.norm()), name
 
 
 def test_rows_of_a_batch_do_not_mix():

@@ -103,7 +103,9 @@ def test_the_routers_bias_moves_by_the_steps_counts_and_only_when_the_step_is_ta
     for router, counts in zip(model.routers(), result.expert_counts.float(), strict=True):
         direction = torch.sign(counts.mean() - counts)
         torch.testing.assert_close(router.e_score_correction_bias, 0.25 * (direction - direction.mean()))
-    assert result.expert_counts.sum(-1).tolist() == [128 * 2] * 2  # every real token, two experts each
+    loss_tokens = int((batch().targets >= 0).sum())
+    # two experts a token: every real token's in the first MoE layer, in the last one those that the loss reads
+    assert result.expert_counts.sum(-1).tolist() == [128 * 2, loss_tokens * 2]
 
     before = snapshot(model)
     whole = supervised(batch(1), 4)[0]
