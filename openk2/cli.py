@@ -122,10 +122,10 @@ def _overridden(config: ConfigT, arguments: argparse.Namespace) -> ConfigT:
     return apply_overrides(config, arguments.overrides)
 
 
-def _console(arguments: argparse.Namespace) -> Any:
+def _console(arguments: argparse.Namespace, *, quiet: bool = False) -> Any:
     from openk2.observe.console import Console
 
-    return Console(quiet=getattr(arguments, "quiet", False))
+    return Console(quiet=quiet or getattr(arguments, "quiet", False))
 
 
 def _made_by() -> str:
@@ -175,12 +175,16 @@ def _pretrain(arguments: argparse.Namespace) -> None:
     config = _overridden(config, arguments)
     from openk2.chat.codec import Codec
     from openk2.checkpoint.variant import export_variant
+    from openk2.parallel.world import join_world, leave_world
     from openk2.pretrain import pretrain
 
     out = arguments.out or Path("out") / f"pretrain-{arguments.preset}"
-    console = _console(arguments)
-    model, tokenizer = pretrain(config, out, console)
-    console.result(f"{export_variant(model, Codec(tokenizer), out / 'base', kind='base', made_by=_made_by())}")
+    world = join_world(config.parallel.dp)
+    console = _console(arguments, quiet=not world.first)
+    model, tokenizer = pretrain(config, out, console, world)
+    if world.first:
+        console.result(f"{export_variant(model, Codec(tokenizer), out / 'base', kind='base', made_by=_made_by())}")
+    leave_world()
 
 
 # synth --------------------------------------------------------------------------------------------
@@ -426,16 +430,28 @@ def _add_audit(commands: Any) -> None:
         tiny_pretrain,
     )
     parser.add_argument("preset", help="tiny, small, moonlight_16b_a3b or k2_1t")
+    parser.add_argument(
+        "--engine", choices=("fsdp", "ep"), help="instead: ten steps sharded against ten dense ones, by parameter"
+    )
+    parser.add_argument("--processes", type=int, default=2, help="of the sharded side (default 2)")
     parser.add_argument("--json", action="store_true")
 
 
-def _audit(arguments: argparse.Namespace) -> None:
+def _audit(arguments: argparse.Namespace) -> int:
     from openk2.recipes import pretrain_recipe
 
     config = _overridden(pretrain_recipe(arguments.preset), arguments)
-    from openk2.commands.params import audit_table
+    console = _console(arguments)
+    if arguments.engine is None:
+        from openk2.commands.params import audit_table
 
-    _console(arguments).result(audit_table(config, as_json=arguments.json))
+        console.result(audit_table(config, as_json=arguments.json))
+        return 0
+    from openk2.commands.sharded_audit import as_json, compare, describe, small_enough
+
+    found = compare(small_enough(config.model), config.optim, arguments.engine, processes=arguments.processes)
+    console.result((as_json if arguments.json else describe)(found))
+    return 0 if found["passed"] else 1
 
 
 def _add_show_sample(commands: Any) -> None:

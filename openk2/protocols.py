@@ -281,19 +281,92 @@ class ParameterSpec:
 
 
 @dataclass(frozen=True)
-class QKGroup:
-    """One attention layer as QK-Clip sees it (K2 report, section 2.1).
+class QKRows:
+    """Rows of one weight that QK-Clip scales by gamma ** `power`, head by head.
 
-    `query` is [H * (nope + rope), in], its rows ordered head by head;
-    `key_value` is [H * (nope + value), latent]. Only the query rows and the
-    first `nope` rows of each head in `key_value` are ever scaled: the shared
-    rotary key and the value rows stay as they are.
+    `weight` is [H * per_head, in], its rows ordered by head; of each head's
+    rows, `first` to `last` are scaled.
     """
 
+    weight: Any
+    per_head: int
+    first: int
+    last: int
+    power: float
+
+
+@dataclass(frozen=True)
+class QKGroup:
+    """One attention layer as QK-Clip sees it: whatever is not named in `rows` stays as it is."""
+
     name: str
-    query: Any
-    key_value: Any
     num_heads: int
-    nope_dim: int
-    rope_dim: int
-    value_dim: int
+    rows: tuple[QKRows, ...]
+
+    @classmethod
+    def latent(
+        cls, name: str, query: Any, key_value: Any, *, num_heads: int, nope_dim: int, rope_dim: int, value_dim: int
+    ) -> QKGroup:
+        """Multi-head latent attention (K2 report, section 2.1): `query` [H * (nope + rope), in], `key_value`
+        [H * (nope + value), latent]. The rotary key is shared by all heads, so the rotary query takes all of gamma."""
+        width = nope_dim + rope_dim
+        return cls(
+            name,
+            num_heads,
+            (
+                QKRows(query, width, 0, nope_dim, 0.5),
+                QKRows(query, width, nope_dim, width, 1.0),
+                QKRows(key_value, nope_dim + value_dim, 0, nope_dim, 0.5),
+            ),
+        )
+
+    @classmethod
+    def multi_head(cls, name: str, query: Any, key: Any, *, num_heads: int) -> QKGroup:
+        """Plain attention, weights [H * d, in] each: half of the correction to either side."""
+        per_head = query.shape[0] // num_heads
+        return cls(name, num_heads, tuple(QKRows(w, per_head, 0, per_head, 0.5) for w in (query, key)))
+
+    @classmethod
+    def shared_key(cls, name: str, query: Any, *, num_heads: int) -> QKGroup:
+        """Grouped or multi-query attention: heads share keys, so each head's query takes all of its gamma."""
+        per_head = query.shape[0] // num_heads
+        return cls(name, num_heads, (QKRows(query, per_head, 0, per_head, 1.0),))
+
+
+class Placement(Protocol):
+    """Which part of each parameter this process holds, and how whole matrices come together.
+
+    Parameters are sharded by rows of their first dimension or not at all. The
+    optimizer's maths is written for whole matrices; an optimizer that is given
+    a placement runs the same maths on parameters that lie on several processes.
+    """
+
+    def local(self, tensor: Any) -> Any:
+        """The part of a parameter or gradient that lies here, sharing its memory."""
+        ...
+
+    def first_row(self, parameter: Any) -> int:
+        """The whole parameter's row at which the local part begins."""
+        ...
+
+    def total(self, values: Any) -> Any:
+        """Sums of each value [n] over the processes."""
+        ...
+
+    def is_cut(self, parameter: Any, shape: tuple[int, int]) -> bool:
+        """Whether some process holds a part of one of its matrices of `shape` without the rest."""
+        ...
+
+    def through_whole(
+        self,
+        function: Callable[[Any], Any],
+        parts: Sequence[Any],
+        parameters: Sequence[Any],
+        shape: tuple[int, int],
+        dtype: Any,
+    ) -> list[Any]:
+        """`function` (stack [count, rows, columns] -> the same shape in `dtype`) of the matrices of cut parameters.
+
+        `parts` are tensors like the local parts of `parameters`; returned is each part's share of the result.
+        """
+        ...

@@ -73,7 +73,9 @@ def describe(figures: dict[str, Any]) -> str:
 def audit_table(config: PretrainConfig, *, as_json: bool) -> str:
     """Parameter -> optimizer -> logical matrices -> scale, and the totals."""
     model = build_on_meta(config.model)
-    optimizer = MuonClip.from_config(model.parameter_specs(), model.qk_groups(), config.optim)
+    optimizer = MuonClip.from_config(
+        model.parameter_specs(split_heads=config.optim.muon_split), model.qk_groups(), config.optim
+    )
     rows = audit(optimizer.specs, config.optim.update_rms)
     found = totals(rows)
     if as_json:

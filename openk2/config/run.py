@@ -69,8 +69,12 @@ class OptimConfig:
     weight_decay: float = 0.1
     momentum: float = field(default=0.95, metadata=_needs("name", "muonclip"))
     ns_steps: int = field(default=5, metadata=_needs("name", "muonclip"))
+    ns_dtype: str = field(default="bf16", metadata={"choices": ("bf16", "fp32"), **_needs("name", "muonclip")})
     update_rms: float = field(default=0.2, metadata=_needs("name", "muonclip"))
+    muon_split: bool = field(default=False, metadata=_needs("name", "muonclip"))  # queries and keys head by head
     qk_clip_tau: float | None = field(default=100.0, metadata=_needs("name", "muonclip"))
+    cautious_weight_decay: bool = False  # only where it pulls the way the update does
+    adam_lr_scale: float = 1.0  # AdamW's rate relative to Muon's
     adam_beta1: float = 0.9
     adam_beta2: float = 0.95
     adam_eps: float = 1e-8
@@ -80,7 +84,7 @@ class OptimConfig:
         _check(
             "optim",
             self,
-            above_0="lr update_rms qk_clip_tau adam_eps adam_grad_clip",
+            above_0="lr update_rms qk_clip_tau adam_lr_scale adam_eps adam_grad_clip",
             at_least_0="weight_decay",
             at_least_1="ns_steps",
             at_least_0_and_below_1="momentum adam_beta1 adam_beta2",
@@ -132,6 +136,19 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class ParallelConfig:
+    """How a run is spread over processes, which torchrun starts. It changes no result but by rounding."""
+
+    dp: int = 1  # processes: each takes its share of a step's micro-batches and holds its share of the parameters
+    ep: int = 1  # of them, those that share one set of experts: 1 (none; experts are sharded like the rest) or dp
+
+    def __post_init__(self) -> None:
+        _check("parallel", self, at_least_1="dp ep")
+        if self.ep not in (1, self.dp):
+            raise ValueError(f"parallel.ep: saw {self.ep}, expected 1 or parallel.dp ({self.dp})")
+
+
+@dataclass(frozen=True)
 class PretrainConfig:
     """For runs too short to grow heads that copy: start with them (model/induction.py), keep them (data/copying.py)."""
 
@@ -139,11 +156,17 @@ class PretrainConfig:
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
+    parallel: ParallelConfig = ParallelConfig()
     induction: bool = False
     copy_fraction: float = 0.0  # of all rows: random tokens said twice instead of text
 
     def __post_init__(self) -> None:
         _check("pretrain", self, at_least_0_and_below_1="copy_fraction")
+        if self.train.batch_tokens // self.train.sequence_length % self.parallel.dp:
+            raise ValueError(
+                f"parallel.dp: saw {self.parallel.dp}, expected a divisor of the rows of a step "
+                f"({self.train.batch_tokens // self.train.sequence_length})"
+            )
 
     def copy_rows(self, step: int) -> int:
         """Rows of step `step` (from 0) that are to be copied: spread evenly over all steps, whatever the batch."""

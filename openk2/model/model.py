@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from openk2.config.model import ModelConfig
 from openk2.model.layout import Layout
 from openk2.model.mla import MultiHeadLatentAttention
-from openk2.model.moe import MLP, MixtureOfExperts, Router, balance_loss
+from openk2.model.moe import MLP, MixtureOfExperts, Router, Routing, balance_loss
 from openk2.model.norm import RMSNorm
 from openk2.model.rope import rotary_tables
 from openk2.ops.cross_entropy import linear_log_prob
@@ -44,6 +44,15 @@ class ForwardStats:
     chosen: Tensor
 
 
+class BlockOutput(NamedTuple):
+    """x [N, D] (or [R, D]), maximum score per head fp32 [H], latents [N, C + r], and the routing of an MoE layer."""
+
+    x: Tensor
+    max_scores: Tensor
+    latents: Tensor
+    routing: Routing | None
+
+
 class Block(nn.Module):
     """Attention and feed-forward with pre-norms."""
 
@@ -56,6 +65,28 @@ class Block(nn.Module):
         self.mlp: MLP | MixtureOfExperts = (
             MLP(config.hidden_size, config.intermediate_size) if dense else MixtureOfExperts(config)
         )
+
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        layout: Layout,
+        tau: float | None,
+        chosen: Tensor | None,
+        read: Tensor | None,
+    ) -> BlockOutput:
+        """x [N, D]. `chosen` [N, K] replays a routing; `read` [R] names the tokens that the feed-forward is for."""
+        attended, max_scores, latents = self.self_attn(self.input_layernorm(x), cos, sin, layout, tau)
+        x = x + attended
+        if read is not None:
+            x = x.index_select(0, read)
+            chosen = None if chosen is None else chosen.index_select(0, read)
+        normed = self.post_attention_layernorm(x)
+        if isinstance(self.mlp, MLP):
+            return BlockOutput(x + self.mlp(normed), max_scores, latents, None)
+        out, routing = self.mlp(normed, chosen)
+        return BlockOutput(x + out, max_scores, latents, routing)
 
 
 class Model(nn.Module):
@@ -120,22 +151,17 @@ class Model(nn.Module):
         x = self.embed_tokens(input_ids.flatten()).to(self.compute_dtype)
         max_scores, counts, losses = [], [], []
         choices: list[Tensor] = []
-        for block in self.blocks():
-            attended, scores, latents = block.self_attn(block.input_layernorm(x), cos, sin, layout, self.qk_clip_tau)
+        for index, block in enumerate(self.blocks()):
+            last = index == len(self.layers) - 1
+            replayed = None if chosen is None or index < self.config.first_k_dense_replace else chosen[len(choices)]
+            x, scores, latents, routing = block(x, cos, sin, layout, self.qk_clip_tau, replayed, read if last else None)
             max_scores.append(scores)
             if cache is not None:
                 cache.append(latents)
-            x = x + attended
-            replayed = None if chosen is None else chosen[len(choices)]
-            if read is not None and block is self.layers[-1]:
-                x, documents = x.index_select(0, read), documents.index_select(0, read)
-                replayed = None if replayed is None else replayed.index_select(0, read)
-            normed = block.post_attention_layernorm(x)
-            if isinstance(block.mlp, MLP):
-                x = x + block.mlp(normed)
+            if routing is None:
                 continue
-            out, routing = block.mlp(normed, replayed)
-            x = x + out
+            if read is not None and last:
+                documents = documents.index_select(0, read)
             choices.append(routing.chosen)
             real = routing.chosen[documents >= 0].flatten()
             counts.append(torch.bincount(real, minlength=self.config.n_routed_experts))
@@ -162,7 +188,8 @@ class Model(nn.Module):
         counted = (flat >= 0).nonzero().squeeze(1)
         hidden, stats = self.hidden_states(input_ids, layout, chosen=chosen, read=counted)
         found = linear_log_prob(hidden, self.lm_head.weight.to(hidden.dtype), flat.index_select(0, counted))
-        return torch.zeros(flat.shape, dtype=found.dtype).index_copy(0, counted, found).view_as(targets), stats
+        spread = torch.zeros(flat.shape, dtype=found.dtype).index_copy(0, counted, found)
+        return torch.stack(spread.split(targets.shape[1])), stats  # not a view, on which a sharded model's hooks fail
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Head product of final states [..., D]: [..., V] in the compute dtype."""
@@ -203,15 +230,19 @@ class Model(nn.Module):
         """The routers, first MoE layer first."""
         return [block.mlp.gate for block in self.blocks() if isinstance(block.mlp, MixtureOfExperts)]
 
-    def parameter_specs(self) -> list[ParameterSpec]:
-        """Every parameter's route through the optimizer and the matrices Muon sees in it."""
-        return [_specify(name, parameter) for name, parameter in self.named_parameters()]
+    def parameter_specs(self, *, split_heads: bool = False) -> list[ParameterSpec]:
+        """Every parameter's route through the optimizer and the matrices Muon sees in it.
+
+        `split_heads` ("Muon Split"): each head's rows of the query and key-value projections are a matrix of their own.
+        """
+        heads = self.config.num_attention_heads if split_heads else 1
+        return [_specify(name, parameter, heads) for name, parameter in self.named_parameters()]
 
     def qk_groups(self) -> list[QKGroup]:
         """What QK-Clip scales, layer by layer, in the order of `ForwardStats.max_scores`."""
         config = self.config
         return [
-            QKGroup(
+            QKGroup.latent(
                 name=f"layers.{index}.self_attn",
                 query=block.self_attn.query_weight,
                 key_value=block.self_attn.kv_b_proj.weight,
@@ -224,7 +255,7 @@ class Model(nn.Module):
         ]
 
 
-def _specify(name: str, parameter: nn.Parameter) -> ParameterSpec:
+def _specify(name: str, parameter: nn.Parameter, heads: int) -> ParameterSpec:
     """K2's split: AdamW for embedding, head and vectors; Muon for every other matrix, the router too."""
     if parameter.ndim == 1:
         return ParameterSpec(name, parameter, "adamw", "norm")
@@ -236,6 +267,8 @@ def _specify(name: str, parameter: nn.Parameter) -> ParameterSpec:
     count = parameter.shape[0] if parameter.ndim == 3 else 1
     if name.endswith("gate_up_proj"):  # two matrices side by side: gate and up are orthogonalised apart
         count, rows = count * 2, rows // 2
+    if name.endswith(("q_proj.weight", "q_b_proj.weight", "kv_b_proj.weight")):
+        count, rows = heads, rows // heads
     if ".self_attn." in name:
         role = "attention"
     elif ".mlp.gate." in name:

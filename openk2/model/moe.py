@@ -10,7 +10,7 @@ Source: DeepSeek-V3 (arXiv 2412.19437), section 2.1.2; K2's released config.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +21,7 @@ from openk2.ops.experts import routed_experts
 from openk2.ops.fused import swiglu_mlp
 
 
-@dataclass(frozen=True)
-class Routing:
+class Routing(NamedTuple):
     """Of N tokens: the chosen experts int [N, K], their weights fp32 [N, K], all scores fp32 [N, E]."""
 
     chosen: Tensor

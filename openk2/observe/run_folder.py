@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -53,11 +53,12 @@ class RunFolder:
         seed: int,
         threads: int,
         versions: Mapping[str, str],
+        free: Collection[str] = (),
     ) -> RunFolder:
         """Create or re-enter the folder at `path`.
 
-        `config` is the resolved config as nested dicts; `versions` maps "python",
-        "torch", "openk2" and so on to their versions.
+        `config` is the resolved config as nested dicts, of which the sections named in `free` may be others at the
+        next start; `versions` maps "python", "torch", "openk2" and so on to their versions.
 
         Raises `ValueError` if another process holds the folder, if `run.json`
         cannot be read, or if the folder holds another stage, config or seed.
@@ -74,14 +75,15 @@ class RunFolder:
                 "threads": threads,
                 "versions": dict(versions),
             }
-            identity = {"stage": stage, "config": _as_json(config), "seed": seed}
+            whole = {"stage": stage, "config": _as_json(config), "seed": seed}
+            identity = _without(whole, free)
             record = _read(path / RUN_FILE)
-            if record is None or _is_idle(path, record, identity):
+            if record is None or _is_idle(path, _without(record, free), identity):
                 digest = config_digest(config)
-                record = {**identity, "config_digest": digest, "resolved": {}, **start, "resumes": []}
+                record = {**whole, "config_digest": digest, "resolved": {}, **start, "resumes": []}
                 warnings: tuple[str, ...] = ()
             else:
-                _refuse_another(path, record, identity)
+                _refuse_another(path, _without(record, free), identity)
                 warnings = tuple(_changes(record, start))
                 record["resumes"].append(start)
             folder = cls(path, lock, record, warnings)
@@ -161,6 +163,11 @@ def _read(path: Path) -> dict[str, Any] | None:
     if missing:
         raise ValueError(f"{path}: saw no {missing[0]!r}, expected a run record; use a new folder")
     return dict(record)
+
+
+def _without(record: Mapping[str, Any], free: Collection[str]) -> dict[str, Any]:
+    """The record, its config without the sections that may change."""
+    return {**record, "config": {name: value for name, value in record["config"].items() if name not in free}}
 
 
 def _is_idle(path: Path, record: Mapping[str, Any], identity: Mapping[str, Any]) -> bool:

@@ -172,6 +172,37 @@ def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2).to(x.dtype)
 
 
+@_fused
+def scaled_to(x: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """x * factor (broadcast) in `dtype`."""
+    return (x * factor).to(dtype)
+
+
+@_fused
+def look_ahead_(momentum: Tensor, gradient: Tensor, mu: float) -> Tensor:
+    """momentum <- mu momentum + gradient, in place; returns Nesterov's look-ahead mu momentum + gradient.
+
+    K2's Algorithm 1 has no look-ahead written in it, Moonlight's first footnote has; we take it.
+    """
+    moved = momentum * mu + gradient
+    momentum.copy_(moved)
+    return moved * mu + gradient
+
+
+@_fused
+def apply_update_(parameter: Tensor, update: Tensor, step: Tensor, decay: Tensor, cautious: bool) -> Tensor:
+    """parameter <- parameter (1 - decay) - step * update, in place; returns the sum of the update's squares.
+
+    `step` and `decay` are tensors of one value. `cautious` decays only where decay and update pull the same way
+    (Chen and others, arXiv 2510.12402).
+    """
+    wide = _wide(update)
+    keep = 1 - decay
+    kept = torch.where(wide * parameter > 0, parameter * keep, parameter) if cautious else parameter * keep
+    parameter.copy_(kept - wide * step)
+    return wide.square().sum()
+
+
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:  # type: ignore[override]

@@ -6,13 +6,16 @@ orthogonalised update; equal matrices of all layers go through Newton-Schulz in
 one stack, each by itself. The parameters' routes and logical matrices are the
 model's declarations (`ParameterSpec`), never guesses from names.
 
-Left out: sharding. The maths sees whole matrices.
+Sharding is not written here: the maths sees whole matrices, which a
+`Placement` brings together where parameters lie on several processes.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,9 +24,12 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from openk2.config.run import OptimConfig
-from openk2.optim.muon import nesterov_, newton_schulz, update_scale
+from openk2.ops.fused import apply_update_, look_ahead_
+from openk2.optim.muon import orthogonalise, update_scale
+from openk2.optim.placement import WHOLE
 from openk2.optim.qk_clip import qk_clip_
-from openk2.protocols import ParameterSpec, QKGroup
+from openk2.optim.specs import module_specs
+from openk2.protocols import ParameterSpec, Placement, QKGroup
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,45 @@ class StepReport:
     update_rms: dict[str, float] = field(default_factory=dict)
     gamma: Tensor | None = None
     skipped: bool = False
+
+
+# Elements of a chunk: in bf16 a few megabytes, so that a chunk and its products stay in a cache, and so that what the
+# step needs beside the state does not grow with the model (benchmarks/muon_step.py).
+CHUNK = 2**20
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Some rows of a parameter that lie here, with their gradient and momentum."""
+
+    parameter: Tensor
+    values: Tensor
+    gradient: Tensor
+    momentum: Tensor
+
+    def stacked(self, shape: tuple[int, int]) -> _Piece:
+        """Seen as its matrices [count, rows, columns]."""
+        views = (t.view(-1, *shape) for t in (self.values, self.gradient.contiguous(), self.momentum))
+        return _Piece(self.parameter, *views)
+
+    def slice(self, first: int, last: int) -> _Piece:
+        return _Piece(self.parameter, *(t[first:last] for t in (self.values, self.gradient, self.momentum)))
+
+
+def _chunks(pieces: Iterable[_Piece], most: int) -> Iterator[list[_Piece]]:
+    """The matrices of all pieces in order, about `most` of them at a time."""
+    chunk: list[_Piece] = []
+    room = max(most, 1)
+    for piece in pieces:
+        for first in range(0, len(piece.values), max(most, 1)):
+            part = piece.slice(first, first + max(most, 1))
+            if chunk and len(part.values) > room:
+                yield chunk
+                chunk, room = [], max(most, 1)
+            chunk.append(part)
+            room -= len(part.values)
+    if chunk:
+        yield chunk
 
 
 class MuonClip(torch.optim.Optimizer):
@@ -58,12 +103,16 @@ class MuonClip(torch.optim.Optimizer):
         weight_decay: float = 0.1,
         momentum: float = 0.95,
         ns_steps: int = 5,
+        ns_dtype: torch.dtype = torch.bfloat16,
         update_rms: float = 0.2,
+        cautious_weight_decay: bool = False,
         qk_clip_tau: float | None = 100.0,
+        adam_lr_scale: float = 1.0,
         adam_betas: tuple[float, float] = (0.9, 0.95),
         adam_eps: float = 1e-8,
         adam_grad_clip: float = 1.0,
         require_muon: bool = True,
+        placement: Placement = WHOLE,
     ) -> None:
         by_route: dict[str, list[ParameterSpec]] = defaultdict(list)
         for spec in specs:
@@ -78,20 +127,43 @@ class MuonClip(torch.optim.Optimizer):
             )
         self.qk_groups = tuple(qk_groups)
         self.qk_clip_tau = qk_clip_tau
+        self.placement = placement
         self.specs = by_route["muon"] + by_route["adamw"]
-        muon = {"momentum": momentum, "ns_steps": ns_steps, "update_rms": update_rms}
-        adam = {"betas": adam_betas, "eps": adam_eps, "grad_clip": adam_grad_clip}
+        muon = {
+            "momentum": momentum,
+            "ns_steps": ns_steps,
+            "ns_dtype": ns_dtype,
+            "update_rms": update_rms,
+            "lr_scale": 1.0,
+        }
+        adam = {"betas": adam_betas, "eps": adam_eps, "grad_clip": adam_grad_clip, "lr_scale": adam_lr_scale}
         settings: dict[str, dict[str, Any]] = {"muon": muon, "adamw": adam}
         groups: list[dict[str, Any]] = [
             {"params": [spec.parameter for spec in by_route[route]], "route": route, **settings[route]}
             for route in ("muon", "adamw")
             if by_route[route]
         ]
-        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
+        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay, "cautious": cautious_weight_decay})
         self._spec_of = {id(spec.parameter): spec for spec in self.specs}
 
     @classmethod
-    def from_config(cls, specs: Iterable[ParameterSpec], qk_groups: Sequence[QKGroup], config: OptimConfig) -> MuonClip:
+    def from_module(
+        cls, module: torch.nn.Module, *, adamw: Sequence[str] = (), qk_groups: Sequence[QKGroup] = (), **settings: Any
+    ) -> MuonClip:
+        """For any torch model: its matrices by Muon, embeddings, output head and vectors by AdamW.
+
+        `adamw` names more parameters that AdamW is to take (`module_specs` says how the routes are found).
+        """
+        return cls(module_specs(module, adamw), qk_groups, **settings)
+
+    @classmethod
+    def from_config(
+        cls,
+        specs: Iterable[ParameterSpec],
+        qk_groups: Sequence[QKGroup],
+        config: OptimConfig,
+        placement: Placement = WHOLE,
+    ) -> MuonClip:
         """The optimizer that a run's `optim` section asks for.
 
         `name` "adamw" is the baseline: every parameter takes AdamW's route, and no head is clipped.
@@ -104,80 +176,110 @@ class MuonClip(torch.optim.Optimizer):
             weight_decay=config.weight_decay,
             momentum=config.momentum,
             ns_steps=config.ns_steps,
+            ns_dtype=torch.float32 if config.ns_dtype == "fp32" else torch.bfloat16,
             update_rms=config.update_rms,
+            cautious_weight_decay=config.cautious_weight_decay,
             qk_clip_tau=None if baseline else config.qk_clip_tau,
+            adam_lr_scale=config.adam_lr_scale,
             adam_betas=(config.adam_beta1, config.adam_beta2),
             adam_eps=config.adam_eps,
             adam_grad_clip=config.adam_grad_clip,
             require_muon=not baseline,
+            placement=placement,
         )
 
     @torch.no_grad()
     def step(self, closure: None = None, *, max_scores: Tensor | None = None) -> StepReport:  # type: ignore[override]
-        """One update from the gradients in place, then QK-Clip with `max_scores` fp32 [L, H]."""
+        """One update from the gradients in place, then QK-Clip with `max_scores` fp32 [L, H], which are to be the
+        maxima over all processes."""
         if closure is not None:
             raise ValueError("MuonClip.step: saw a closure, expected gradients computed beforehand")
-        grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-        grad_norm = float(torch.nn.utils.get_total_norm(grads))
+        grad_norm = self._norm([p for group in self.param_groups for p in group["params"]])
         finite_scores = max_scores is None or bool(torch.isfinite(max_scores).all())
-        if not (torch.isfinite(torch.tensor(grad_norm)) and finite_scores):
+        if not (math.isfinite(grad_norm) and finite_scores):
             return StepReport(grad_norm, skipped=True)
-        squares: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        # By route and role: the sum of the update's squares and the number of its elements.
+        squares = {f"{spec.route}.{spec.role}": torch.zeros(2, dtype=torch.float64) for spec in self.specs}
         for group in self.param_groups:
             if group["route"] == "muon":
                 self._muon(group, squares)
             else:
                 self._adamw(group, squares)
-        rms = {name: (total / count) ** 0.5 for name, (total, count) in sorted(squares.items())}
+        names = sorted(squares)
+        sums = self.placement.total(torch.cat([squares[name] for name in names])).view(-1, 2).tolist()
+        rms = {name: (total / count) ** 0.5 for name, (total, count) in zip(names, sums, strict=True) if count}
         gamma = None
         if self.qk_groups and self.qk_clip_tau is not None and max_scores is not None:
-            gamma = qk_clip_(self.qk_groups, max_scores, self.qk_clip_tau)
+            gamma = qk_clip_(self.qk_groups, max_scores, self.qk_clip_tau, self.placement)
         return StepReport(grad_norm, rms, gamma)
 
-    def _muon(self, group: dict[str, Any], squares: dict[str, list[float]]) -> None:
-        """Matrices of one shape, from whatever parameters, are orthogonalised as one stack."""
+    def _norm(self, parameters: Iterable[Tensor]) -> float:
+        """Euclidean norm of the gradients, over all processes."""
+        grads = [self.placement.local(p.grad) for p in parameters if p.grad is not None]
+        here = torch.nn.utils.get_total_norm(grads).double().square()
+        return math.sqrt(float(self.placement.total(here.view(1))))
+
+    def _muon(self, group: dict[str, Any], squares: dict[str, Tensor]) -> None:
+        """Matrices of one shape, from whatever parameters, are orthogonalised together, a chunk at a time."""
         by_shape: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
         for parameter in group["params"]:
             if parameter.grad is not None:
                 matrices = self._spec_of[id(parameter)].matrices
                 assert matrices is not None
                 by_shape[matrices[1:]].append(parameter)
-        for (rows, columns), parameters in by_shape.items():
-            ahead = [self._look_ahead(parameter, group["momentum"]).view(-1, rows, columns) for parameter in parameters]
-            stack = newton_schulz(torch.cat(ahead), group["ns_steps"])
-            scale = update_scale(rows, columns, group["update_rms"])
-            for parameter, update in zip(parameters, stack.split([len(a) for a in ahead]), strict=True):
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.view(-1, rows, columns).add_(update, alpha=-group["lr"] * scale)
-                self._count(squares, parameter, update, scale)
+        iterate = functools.partial(orthogonalise, steps=group["ns_steps"], dtype=group["ns_dtype"])
+        for shape, parameters in by_shape.items():
+            cut = [p for p in parameters if self.placement.is_cut(p, shape)]
+            whole = [self._piece(p).stacked(shape) for p in parameters if not self.placement.is_cut(p, shape)]
+            for chunk in _chunks(whole, CHUNK // (shape[0] * shape[1])):
+                ahead = [look_ahead_(piece.momentum, piece.gradient, group["momentum"]) for piece in chunk]
+                updates = iterate(torch.cat(ahead)).split([len(a) for a in ahead])
+                self._apply(chunk, updates, shape, group, squares)
+            if cut:
+                pieces = [self._piece(p) for p in cut]
+                ahead = [look_ahead_(piece.momentum, piece.gradient, group["momentum"]) for piece in pieces]
+                updates = self.placement.through_whole(iterate, ahead, cut, shape, group["ns_dtype"])
+                self._apply(pieces, updates, shape, group, squares)
 
-    def _look_ahead(self, parameter: Tensor, mu: float) -> Tensor:
-        state = self.state[parameter]
-        if not state:
-            state["momentum"] = torch.zeros_like(parameter)
+    def _piece(self, parameter: Tensor) -> _Piece:
         assert parameter.grad is not None
-        return nesterov_(state["momentum"], parameter.grad, mu)
+        gradient, state = self.placement.local(parameter.grad), self.state[parameter]
+        if not state:
+            state["momentum"] = torch.zeros_like(gradient)
+        return _Piece(parameter, self.placement.local(parameter), gradient, state["momentum"])
 
-    def _count(self, squares: dict[str, list[float]], parameter: Tensor, update: Tensor, scale: float) -> None:
+    def _apply(
+        self,
+        pieces: Sequence[_Piece],
+        updates: Sequence[Tensor],
+        shape: tuple[int, int],
+        group: dict[str, Any],
+        squares: dict[str, Tensor],
+    ) -> None:
+        lr, scale = group["lr"] * group["lr_scale"], update_scale(*shape, group["update_rms"])
+        step, decay = torch.tensor(lr * scale), torch.tensor(lr * group["weight_decay"])
+        for piece, update in zip(pieces, updates, strict=True):
+            total = apply_update_(piece.values, update, step, decay, group["cautious"])
+            self._count(squares, piece.parameter, total * scale**2, update.numel())
+
+    def _count(self, squares: dict[str, Tensor], parameter: Tensor, total: Tensor, elements: int) -> None:
         spec = self._spec_of[id(parameter)]
-        total = squares[f"{spec.route}.{spec.role}"]
-        total[0] += (float(torch.linalg.vector_norm(update, dtype=torch.float32)) * scale) ** 2
-        total[1] += update.numel()
+        squares[f"{spec.route}.{spec.role}"] += torch.stack((total.double(), torch.tensor(float(elements)).double()))
 
-    def _adamw(self, group: dict[str, Any], squares: dict[str, list[float]]) -> None:
-        parameters = [p for p in group["params"] if p.grad is not None]
-        for parameter in parameters:
-            state = self.state[parameter]
+    def _adamw(self, group: dict[str, Any], squares: dict[str, Tensor]) -> None:
+        owners = [p for p in group["params"] if p.grad is not None]
+        parameters = [self.placement.local(p) for p in owners]
+        grads = [self.placement.local(p.grad) for p in owners]
+        states = [self.state[p] for p in owners]
+        for parameter, state in zip(parameters, states, strict=True):
             if not state:
                 state["step"] = torch.zeros((), dtype=torch.float32)
                 state["exp_avg"] = torch.zeros_like(parameter)
                 state["exp_avg_sq"] = torch.zeros_like(parameter)
-        grads = [p.grad for p in parameters]
         if group["grad_clip"]:
-            norm = torch.nn.utils.get_total_norm(grads)
-            torch._foreach_mul_(grads, (group["grad_clip"] / (norm + 1e-6)).clamp(max=1.0))
+            torch._foreach_mul_(grads, min(group["grad_clip"] / (self._norm(owners) + 1e-6), 1.0))
         before = [p.clone() for p in parameters]
-        states = [self.state[p] for p in parameters]
+        lr = group["lr"] * group["lr_scale"]
         adamw(
             parameters,
             grads,
@@ -189,12 +291,17 @@ class MuonClip(torch.optim.Optimizer):
             amsgrad=False,
             beta1=group["betas"][0],
             beta2=group["betas"][1],
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
+            lr=lr,
+            weight_decay=0.0 if group["cautious"] else group["weight_decay"],
             eps=group["eps"],
             maximize=False,
         )
-        if group["lr"]:
-            for parameter, old in zip(parameters, before, strict=True):
-                decayed = old.mul_(1 - group["lr"] * group["weight_decay"])
-                self._count(squares, parameter, decayed.sub_(parameter), 1 / group["lr"])
+        if lr:
+            decay = lr * group["weight_decay"]
+            for owner, parameter, old in zip(owners, parameters, before, strict=True):
+                pull = old * decay
+                if group["cautious"]:
+                    pull = torch.where((old - parameter) * old > 0, pull, 0.0)
+                    parameter.sub_(pull)
+                update = old.sub_(pull).sub_(parameter)
+                self._count(squares, owner, update.square().sum() / lr**2, update.numel())

@@ -1,9 +1,10 @@
 """QK-Clip: after the step, shrink the query and key rows of heads whose scores grew beyond tau.
 
-Per head h with maximum score S_h > tau and gamma = tau / S_h: the query's and
-the key's nope rows are scaled by sqrt(gamma), the query's rotary rows by
-gamma; the rotary key, shared by all heads, and the value rows stay untouched.
-So the same batch's maximum would be tau, had the weights not just moved.
+Per head h with maximum score S_h > tau and gamma = tau / S_h: in latent
+attention the query's and the key's nope rows are scaled by sqrt(gamma), the
+query's rotary rows by gamma; the rotary key, shared by all heads, and the value
+rows stay untouched. So the same batch's maximum would be tau, had the weights
+not just moved. Which rows those are is the model's declaration (`QKGroup`).
 Source: K2 report (arXiv 2507.20534), section 2.1 and appendix D.
 """
 
@@ -14,17 +15,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from openk2.protocols import QKGroup
+from openk2.optim.placement import WHOLE
+from openk2.protocols import Placement, QKGroup, QKRows
 
 
 @torch.no_grad()
-def qk_clip_(groups: Sequence[QKGroup], max_scores: Tensor, tau: float) -> Tensor:
+def qk_clip_(groups: Sequence[QKGroup], max_scores: Tensor, tau: float, placement: Placement = WHOLE) -> Tensor:
     """Scale the weights in place.
 
     max_scores [L, H] are the largest softmax inputs of the step's forwards,
-    scale included, over all micro-batches. Returns gamma [L, H], 1 where no
-    head was clipped. A non-finite maximum is an error: it must be caught
-    before weights are touched.
+    scale included, over all micro-batches and processes. Returns gamma [L, H], 1
+    where no head was clipped. A non-finite maximum is an error: it must be
+    caught before weights are touched.
     """
     if max_scores.shape[0] != len(groups):
         raise ValueError(f"qk_clip: saw maxima for {max_scores.shape[0]} layers, expected {len(groups)}")
@@ -33,14 +35,16 @@ def qk_clip_(groups: Sequence[QKGroup], max_scores: Tensor, tau: float) -> Tenso
     gamma = torch.where(max_scores > tau, tau / max_scores, 1.0)
     for group, layer_gamma in zip(groups, gamma, strict=True):
         if bool((layer_gamma < 1).any()):
-            _clip_layer_(group, layer_gamma)
+            for rows in group.rows:
+                _scale_rows_(rows, layer_gamma, placement)
     return gamma
 
 
-def _clip_layer_(group: QKGroup, gamma: Tensor) -> None:
-    query = group.query.view(group.num_heads, group.nope_dim + group.rope_dim, -1)
-    key_value = group.key_value.view(group.num_heads, group.nope_dim + group.value_dim, -1)
-    root = gamma.sqrt().view(-1, 1, 1).to(query.dtype)
-    query[:, : group.nope_dim].mul_(root)
-    query[:, group.nope_dim :].mul_(gamma.view(-1, 1, 1).to(query.dtype))
-    key_value[:, : group.nope_dim].mul_(root)
+def _scale_rows_(rows: QKRows, gamma: Tensor, placement: Placement) -> None:
+    """Row by row, so that a part of the weight is scaled as the whole would be; gamma [H]."""
+    weight = placement.local(rows.weight)
+    place = torch.arange(len(weight), device=gamma.device) + placement.first_row(rows.weight)
+    inside = place % rows.per_head
+    factor = gamma[place // rows.per_head] ** rows.power
+    chosen = (inside >= rows.first) & (inside < rows.last) & (factor < 1)
+    weight[chosen] *= factor[chosen, None].to(weight.dtype)

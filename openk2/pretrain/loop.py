@@ -33,11 +33,14 @@ from openk2.environments import TOOL_NAMES, declarations
 from openk2.model.induction import start_with_induction
 from openk2.model.model import Model
 from openk2.observe.console import Console
+from openk2.parallel.layout import lay_out
+from openk2.parallel.world import ALONE, World
 from openk2.plan.flops import plan_flops
 from openk2.protocols import Message
 from openk2.train.batch import MicroBatch, supervised
 from openk2.train.loop import Plan, StepInput, fit
 from openk2.train.session import fresh_model, make_optimizer, open_run
+from openk2.train.state import whole_state
 from openk2.train.validation import copy_loss, mean_loss
 
 STAGE = "pretrain"
@@ -45,12 +48,17 @@ FORMAT_COPIES = 400
 VALIDATION_ROWS = 32  # rows of each domain looked at while training; the evaluation stage reads them all
 
 
-def pretrain(config: PretrainConfig, path: Path, console: Console) -> tuple[Model, Tokenizer]:
-    """Run or resume pre-training in the folder `path`; returns the trained model and its tokenizer."""
+def pretrain(config: PretrainConfig, path: Path, console: Console, world: World = ALONE) -> tuple[Model, Tokenizer]:
+    """Run or resume pre-training in the folder `path`; returns the trained model and its tokenizer.
+
+    Under torchrun every process runs this; `world` is what they share, and each gets the whole model back.
+    """
     train = config.train
     if config.data.path is not None:
         existing(config.data.path)  # a misspelt path is refused before kernels are compiled
-    folder, dtype = open_run(path, to_dict(config), stage=STAGE, seed=train.seed, dtype=train.dtype, console=console)
+    folder, dtype = open_run(
+        path, to_dict(config), stage=STAGE, seed=train.seed, dtype=train.dtype, console=console, world=world
+    )
     with folder:
         # Before the text, which takes a while: a shape that cannot be is refused at once.
         torch.manual_seed(train.seed)
@@ -58,12 +66,13 @@ def pretrain(config: PretrainConfig, path: Path, console: Console) -> tuple[Mode
         if config.induction:
             console.line("the weights start with an induction circuit")
             start_with_induction(model, train.seed)
-        tokenizer, manifest = _text(config, path, console)
-        optimizer = make_optimizer(model, config.optim, console)
+        tokenizer, manifest = world.one_by_one(lambda: _text(config, path, console))
+        placement = lay_out(model, config.parallel, world)
+        optimizer = make_optimizer(model, config.optim, console, placement)
         rows = train.batch_tokens // train.sequence_length
-        micro_rows = train.micro_batch_tokens // train.sequence_length
+        micro_rows = math.gcd(train.micro_batch_tokens // train.sequence_length, rows // world.size)
         loader = PretrainLoader(path / "data", train.sequence_length, rows, train.seed)
-        source = _Source(loader, config, tokenizer.num_ordinary)
+        source = _Source(loader, config, tokenizer.num_ordinary, micro_rows)
         plan = Plan.scheduled(
             STAGE,
             train,
@@ -76,15 +85,19 @@ def pretrain(config: PretrainConfig, path: Path, console: Console) -> tuple[Mode
             bytes_per_token=_bytes_per_token(manifest),
             text_loss=source.text_loss,
         )
-        fit(plan, model, optimizer, path, console)
+        fit(plan, model, optimizer, path, console, world)
+        if world.size > 1:
+            trained = whole_state(model)
+            model = fresh_model(config.model, train.seed, dtype)
+            model.load_state_dict(trained)
     return model, tokenizer
 
 
 class _Source:
     """A step's rows, text first and then what is to be copied; and the text's own part of the loss."""
 
-    def __init__(self, loader: PretrainLoader, config: PretrainConfig, num_tokens: int) -> None:
-        self.loader, self.config, self.num_tokens = loader, config, num_tokens
+    def __init__(self, loader: PretrainLoader, config: PretrainConfig, num_tokens: int, micro_rows: int) -> None:
+        self.loader, self.config, self.num_tokens, self.micro_rows = loader, config, num_tokens, micro_rows
         self.nats = self.targets = 0.0
 
     def __call__(self, step: int) -> StepInput:
@@ -94,21 +107,21 @@ class _Source:
         if num_copies:
             rng = np.random.default_rng([train.seed, step])
             batch = concatenate([batch, copying_rows(num_copies, train.sequence_length, self.num_tokens, rng)])
-        rows = train.micro_batch_tokens // train.sequence_length
         self.nats = self.targets = 0.0
+        rows = self.micro_rows
         micro_batches = enumerate(supervised(batch, rows))
         return StepInput([self._watched(micro, max(num_text - index * rows, 0)) for index, micro in micro_batches])
 
-    def text_loss(self) -> float:
-        """Nats a text target of the last step; NaN where it had none."""
-        return self.nats / self.targets if self.targets else math.nan
+    def text_loss(self) -> tuple[float, float]:
+        """Nats of the text that the last step read here, and its targets."""
+        return self.nats, self.targets
 
     def _watched(self, micro: MicroBatch, num_text: int) -> MicroBatch:
-        """The same, which also adds up the nats of its first `num_text` rows."""
+        """The same, which also adds up the nats and targets of its first `num_text` rows."""
         weights = micro.weights[:num_text]
-        self.targets += float(weights.sum())
 
         def objective(log_probs: Tensor) -> Tensor:
+            self.targets += float(weights.sum())
             self.nats -= float((log_probs[:num_text].detach() * weights).sum())
             return micro.objective(log_probs)
 

@@ -1,0 +1,1 @@
+"""Kits that others run their own code through."""

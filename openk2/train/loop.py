@@ -13,10 +13,13 @@ import math
 import signal
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+import torch
 
 from openk2.checkpoint.native import load_latest, save_checkpoint
 from openk2.config.run import OptimConfig, TrainConfig
@@ -25,6 +28,7 @@ from openk2.observe.console import Console, step_line
 from openk2.observe.metrics import MetricsWriter, StepRecord, load_summary, read_metrics
 from openk2.optim.muonclip import MuonClip
 from openk2.optim.schedule import wsd
+from openk2.parallel.world import ALONE, World
 from openk2.train.batch import MicroBatch
 from openk2.train.precision import matmul_flops_per_s
 from openk2.train.state import pack, unpack
@@ -65,7 +69,8 @@ class Plan:
     eval_every: int = 0
     flops_per_token: float = 0.0
     bytes_per_token: float | None = None
-    text_loss: Callable[[], float] | None = None  # nats a token of text, where the step's loss counts more than text
+    # Nats and targets of text that the last step saw here, where its loss counts more than text.
+    text_loss: Callable[[], tuple[float, float]] | None = None
 
     @classmethod
     def scheduled(cls, stage: str, train: TrainConfig, optim: OptimConfig, **what: Any) -> Plan:
@@ -89,38 +94,46 @@ class Interrupted(KeyboardInterrupt):
     """Ctrl-C, after the state was saved; the text says how to go on."""
 
 
-def fit(plan: Plan, model: Model, optimizer: MuonClip, folder: Path, console: Console) -> None:
-    """Train `model` in place until `plan.steps`, from the folder's newest good checkpoint if there is one."""
-    begun = _resume(plan, model, optimizer, folder, console)
+def fit(plan: Plan, model: Model, optimizer: MuonClip, folder: Path, console: Console, world: World = ALONE) -> None:
+    """Train `model` in place until `plan.steps`, from the folder's newest good checkpoint if there is one.
+
+    In a world of several processes each takes its turn at a step's micro-batches, and the first one writes.
+    """
+    begun = _resume(plan, model, optimizer, folder, console, world)
     if begun >= plan.steps:
         return
-    peak = matmul_flops_per_s(model.compute_dtype)
+    peak = matmul_flops_per_s(model.compute_dtype) * world.size
     started, counted_from = time.perf_counter(), begun
-    with MetricsWriter(folder / "metrics.jsonl") as metrics, _CtrlC() as ctrl_c:
+    with _writer(folder, world) as metrics, _CtrlC() as ctrl_c:
         for step in range(begun, plan.steps):
             begin = time.perf_counter()
             given = plan.source(step)
+            # Each process must call the same collectives, so each takes as many micro-batches as the others.
+            assert len(given.micro_batches) % world.size == 0, (len(given.micro_batches), world.size)
             result = train_step(
                 model,
                 optimizer,
-                given.micro_batches,
+                given.micro_batches[world.rank :: world.size],
                 lr=_learning_rate(plan, step),
                 balance_loss_alpha=plan.balance_loss_alpha,
                 bias_update_rate=plan.bias_update_rate,
+                world=world,
             )
             done, now = step + 1, time.perf_counter()
             eta = (now - started) / (done - counted_from) * (plan.steps - done)
             if done == begun + 1:  # the first step compiles kernels: the next ones are counted without it
                 started, counted_from = now, done
             extra = {**given.extra, **(plan.after() if plan.after else {})}
-            record = _record(plan, done, result, now - begin, peak, extra, eta)
-            stop = ctrl_c.pressed
+            record = _record(plan, done, result, now - begin, peak, extra, eta, world)
+            stop = world.any(ctrl_c.pressed)
             if stop or done == plan.steps or done % plan.checkpoint_every == 0:
                 # Before the evaluation, which may run out of memory, and with the record, which a kill now would lose.
                 state = {**pack(model, optimizer, plan.cursor()), "record": record.to_json()}
-                save_checkpoint(folder / "checkpoints", done, state)
+                if world.first:
+                    save_checkpoint(folder / "checkpoints", done, state)
             record = _evaluated(plan, record)
-            metrics.write(record)
+            if metrics:
+                metrics.write(record)
             console.line(step_line(record, plan.steps))
             if stop:
                 raise Interrupted(f"{plan.stage}: stopped at step {done}, saved in {folder}; the same command goes on")
@@ -145,18 +158,27 @@ def _evaluated(plan: Plan, record: StepRecord) -> StepRecord:
     return replace(record, extra={**record.extra, **figures})
 
 
-def _resume(plan: Plan, model: Model, optimizer: MuonClip, folder: Path, console: Console) -> int:
+def _writer(folder: Path, world: World) -> AbstractContextManager[MetricsWriter | None]:
+    return MetricsWriter(folder / "metrics.jsonl") if world.first else nullcontext()
+
+
+def _resume(plan: Plan, model: Model, optimizer: MuonClip, folder: Path, console: Console, world: World) -> int:
     """The step to go on from; the metrics then hold the records of exactly the steps before it."""
-    found = load_latest(folder / "checkpoints", warn=console.warn)
+    found = world.one_by_one(lambda: load_latest(folder / "checkpoints", warn=console.warn))
     step = 0 if found is None else found[0]
     if found is not None:
         plan.restore(unpack(found[1], model, optimizer))
         console.line(f"{plan.stage}: going on from step {step} of {plan.steps}")
-    with MetricsWriter(folder / "metrics.jsonl") as metrics:
-        metrics.truncate_after(step)
-        written = read_metrics(folder / "metrics.jsonl")
-        if found is not None and (not written or written[-1].step < step):
-            metrics.write(_evaluated(plan, StepRecord.from_json(found[1]["record"])))
+    with _writer(folder, world) as metrics:
+        missing = False
+        if metrics:
+            metrics.truncate_after(step)
+            written = read_metrics(folder / "metrics.jsonl")
+            missing = found is not None and (not written or written[-1].step < step)
+        if found is not None and world.any(missing):
+            record = _evaluated(plan, StepRecord.from_json(found[1]["record"]))
+            if metrics:
+                metrics.write(record)
     return step
 
 
@@ -168,6 +190,7 @@ def _record(
     peak: float,
     extra: Mapping[str, float],
     eta: float,
+    world: World,
 ) -> StepRecord:
     counts = result.expert_counts.float()
     load = (counts / counts.mean(-1, keepdim=True).clamp(min=1e-9)).tolist()
@@ -175,7 +198,11 @@ def _record(
     gamma = result.report.gamma
     if result.report.skipped:
         extra = {**extra, "skipped": 1.0}
-    bits = (plan.text_loss() if plan.text_loss else result.loss) / math.log(2)
+    loss = result.loss
+    if plan.text_loss:
+        nats, targets = world.sum(torch.tensor(plan.text_loss(), dtype=torch.float64)).tolist()
+        loss = nats / targets if targets else math.nan
+    bits = loss / math.log(2)
     return StepRecord(
         step=step,
         stage=plan.stage,

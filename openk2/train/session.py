@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import sys
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,49 @@ from openk2.observe.run_folder import RunFolder
 from openk2.ops.fused import fusion_available, set_fusion
 from openk2.optim.audit import audit, totals
 from openk2.optim.muonclip import MuonClip
+from openk2.optim.placement import WHOLE
+from openk2.parallel.world import ALONE, World
+from openk2.protocols import Placement
 from openk2.train.precision import DTYPES, choose_dtype
 from openk2.version import __version__
 
 
 def open_run(
-    path: Path, config: Mapping[str, Any], *, stage: str, seed: int, dtype: str, console: Console
-) -> tuple[RunFolder, torch.dtype]:
-    """Lock the folder, record what runs in it, settle the dtype; the caller closes the folder."""
+    path: Path,
+    config: Mapping[str, Any],
+    *,
+    stage: str,
+    seed: int,
+    dtype: str,
+    console: Console,
+    world: World = ALONE,
+) -> tuple[AbstractContextManager[Any], torch.dtype]:
+    """Lock the folder, record what runs in it, settle the dtype; the caller closes the folder.
+
+    Only the first process holds it; the others are told what was settled.
+    """
+    held: list[RunFolder] = []
+
+    def settle() -> tuple[bool, str]:
+        folder = _folder(path, config, stage=stage, seed=seed, console=console, processes=world.size)
+        held.append(folder)
+        fusion = folder.resolve("fusion", lambda: _choose_fusion(console))
+        set_fusion(fusion)  # before the dtype is chosen by timing
+        return fusion, folder.resolve("dtype", lambda: choose_dtype(dtype, console.line))
+
+    try:
+        fusion, name = world.agree(settle)
+    except BaseException:
+        for folder in held:
+            folder.close()
+        raise
+    set_fusion(fusion)
+    return held[0] if held else nullcontext(), DTYPES[name]
+
+
+def _folder(
+    path: Path, config: Mapping[str, Any], *, stage: str, seed: int, console: Console, processes: int
+) -> RunFolder:
     folder = RunFolder.open(
         path,
         config,
@@ -33,12 +69,17 @@ def open_run(
         command=sys.argv,
         seed=seed,
         threads=torch.get_num_threads(),
-        versions={"python": platform.python_version(), "torch": torch.__version__, "openk2": __version__},
+        versions={
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "openk2": __version__,
+            "processes": str(processes),
+        },
+        free=("parallel",),
     )
     for warning in folder.warnings:
         console.warn(warning)
-    set_fusion(folder.resolve("fusion", lambda: _choose_fusion(console)))
-    return folder, DTYPES[folder.resolve("dtype", lambda: choose_dtype(dtype, console.line))]
+    return folder
 
 
 def _choose_fusion(console: Console) -> bool:
@@ -48,10 +89,10 @@ def _choose_fusion(console: Console) -> bool:
     return available
 
 
-def make_optimizer(model: Model, config: OptimConfig, console: Console) -> MuonClip:
+def make_optimizer(model: Model, config: OptimConfig, console: Console, placement: Placement = WHOLE) -> MuonClip:
     """The optimizer of `config` over the model's own declarations; says which parameters went where."""
-    specs = model.parameter_specs()
-    optimizer = MuonClip.from_config(specs, model.qk_groups(), config)
+    specs = model.parameter_specs(split_heads=config.muon_split)
+    optimizer = MuonClip.from_config(specs, model.qk_groups(), config, placement)
     model.qk_clip_tau = optimizer.qk_clip_tau
     counted = totals(audit(optimizer.specs, config.update_rms))
     console.line(f"optimizer {config.name}: {counted['muon']:,} parameters by Muon, {counted['adamw']:,} by AdamW")

@@ -4,23 +4,34 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from openk2.model.model import Model
 from openk2.optim.muonclip import MuonClip
+from openk2.optim.placement import WHOLE
+from openk2.parallel.layout import part_like, whole, whole_like
+from openk2.protocols import Placement
 
 
 def pack(model: Model, optimizer: MuonClip, cursor: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint's content. Buffers (the router biases) are part of the model's state."""
+    """A checkpoint's content, whole on every process. Buffers (the router biases) are part of the model's state."""
     states = {
-        spec.name: dict(optimizer.state[spec.parameter])
+        spec.name: {name: whole_like(part, spec.parameter) for name, part in optimizer.state[spec.parameter].items()}
         for spec in optimizer.specs
         if spec.parameter in optimizer.state
     }
-    return {"model": model.state_dict(), "optimizer": states, "cursor": cursor}
+    return {"model": whole_state(model), "optimizer": states, "cursor": cursor}
+
+
+def whole_state(model: Model) -> dict[str, Tensor]:
+    """The model's state with sharded parameters brought together."""
+    return {name: whole(tensor) for name, tensor in model.state_dict().items()}
 
 
 def unpack(state: dict[str, Any], model: Model, optimizer: MuonClip) -> dict[str, Any]:
     """Put a checkpoint back; returns the cursor. Names must match exactly."""
-    model.load_state_dict(state["model"])
+    _load(model, state["model"], optimizer.placement)
     unknown = set(state["optimizer"]) - {spec.name for spec in optimizer.specs}
     if unknown:
         raise ValueError(
@@ -28,6 +39,23 @@ def unpack(state: dict[str, Any], model: Model, optimizer: MuonClip) -> dict[str
         )
     for spec in optimizer.specs:
         if spec.name in state["optimizer"]:
-            optimizer.state[spec.parameter] = dict(state["optimizer"][spec.name])
+            optimizer.state[spec.parameter] = {
+                name: part_like(tensor, spec.parameter, optimizer.placement)
+                for name, tensor in state["optimizer"][spec.name].items()
+            }
     cursor: dict[str, Any] = state["cursor"]
     return cursor
+
+
+@torch.no_grad()
+def _load(model: Model, state: dict[str, Tensor], placement: Placement) -> None:
+    """`load_state_dict`, each process taking its part."""
+    parts = {
+        name: part_like(state[name], tensor, placement) if name in state else None
+        for name, tensor in model.state_dict(keep_vars=True).items()
+    }
+    if placement is WHOLE or None in parts.values() or set(state) != set(parts):
+        model.load_state_dict(state)  # which says what does not fit
+        return
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        placement.local(tensor).copy_(parts[name])

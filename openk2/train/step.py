@@ -17,6 +17,7 @@ from torch import Tensor
 
 from openk2.model.model import Model
 from openk2.optim.muonclip import MuonClip, StepReport
+from openk2.parallel.world import ALONE, World
 from openk2.train.batch import MicroBatch
 
 
@@ -40,28 +41,36 @@ def train_step(
     lr: float,
     balance_loss_alpha: float,
     bias_update_rate: float,
+    world: World = ALONE,
 ) -> StepResult:
-    """One optimizer step over `micro_batches`, whose objectives add up to the step's loss."""
+    """One optimizer step over `micro_batches`, whose objectives add up to the step's loss.
+
+    In a world of several processes each is given its own micro-batches, as many as the others; the result is that of
+    the whole step.
+    """
     model.train()
     optimizer.zero_grad(set_to_none=True)
     tokens = [micro.num_tokens for micro in micro_batches]
+    all_tokens = int(world.sum(torch.tensor(sum(tokens))))
     loss = balance = 0.0
     max_scores: Tensor | None = None
     counts: Tensor | None = None
     for micro, count in zip(micro_batches, tokens, strict=True):
         log_probs, stats = model.log_probs(micro.input_ids, micro.targets, micro.layout)
         part = micro.objective(log_probs)
-        share = count / sum(tokens)
+        share = count / all_tokens
         (part + balance_loss_alpha * share * stats.balance_loss).backward()
         loss += part.item()
         balance += share * stats.balance_loss.item()
         max_scores = stats.max_scores if max_scores is None else torch.maximum(max_scores, stats.max_scores)
         counts = stats.expert_counts if counts is None else counts + stats.expert_counts
     assert max_scores is not None and counts is not None
+    max_scores, counts = world.max(max_scores), world.sum(counts)
+    loss, balance = world.sum(torch.tensor([loss, balance], dtype=torch.float64)).tolist()
     for group in optimizer.param_groups:
         group["lr"] = lr
     report = optimizer.step(max_scores=max_scores)
     if not report.skipped and bias_update_rate:
         for router, load in zip(model.routers(), counts, strict=True):
             router.update_bias(load, bias_update_rate)
-    return StepResult(loss, balance, sum(tokens), max_scores, counts, report)
+    return StepResult(loss, balance, all_tokens, max_scores, counts, report)

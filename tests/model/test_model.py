@@ -127,9 +127,18 @@ def test_qk_groups_name_the_weights_that_make_the_scores():
         groups = model.qk_groups()
         assert [group.name for group in groups] == [f"layers.{i}.self_attn" for i in range(3)]
         for group, block in zip(groups, model.layers, strict=True):
-            assert group.query is block.self_attn.query_weight and group.key_value is block.self_attn.kv_b_proj.weight
-            assert group.query.shape[0] == group.num_heads * (group.nope_dim + group.rope_dim)
-            assert group.key_value.shape == (group.num_heads * (group.nope_dim + group.value_dim), 8)
+            query_nope, query_rope, key = group.rows
+            assert query_nope.weight is query_rope.weight is block.self_attn.query_weight
+            assert key.weight is block.self_attn.kv_b_proj.weight
+            for rows in group.rows:
+                assert rows.weight.shape[0] == group.num_heads * rows.per_head
+            widths = [(rows.per_head, rows.first, rows.last, rows.power) for rows in group.rows]
+            nope, rope, value = config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim
+            assert widths == [
+                (nope + rope, 0, nope, 0.5),
+                (nope + rope, nope, nope + rope, 1.0),
+                (nope + value, 0, nope, 0.5),
+            ]
 
 
 def test_log_probs_are_those_of_the_logits_and_skip_negative_targets():

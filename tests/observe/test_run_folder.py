@@ -89,6 +89,16 @@ def test_another_stage_or_seed_is_refused(tmp_path: Path) -> None:
         open_folder(tmp_path, seed=1)
 
 
+def test_a_free_section_may_change_and_the_rest_may_not(tmp_path: Path) -> None:
+    spread = CONFIG | {"parallel": {"dp": 1}}
+    open_folder(tmp_path, spread).close()
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    with open_folder(tmp_path, CONFIG | {"parallel": {"dp": 2}}, free=("parallel",)) as folder:
+        assert folder.resumed and folder.record["config"]["parallel"] == {"dp": 1}  # as the run began
+    with pytest.raises(ValueError, match=r"parallel\.dp"):
+        open_folder(tmp_path, CONFIG | {"parallel": {"dp": 2}})
+
+
 def test_changed_threads_and_versions_are_said(tmp_path: Path) -> None:
     open_folder(tmp_path).close()
     with open_folder(tmp_path, threads=4, versions={"python": "3.11.7", "torch": "2.14.0"}) as folder:

@@ -10,7 +10,7 @@ from torch import nn
 from openk2.config.run import OptimConfig
 from openk2.model.model import Model
 from openk2.optim.audit import audit, totals
-from openk2.optim.muon import newton_schulz, update_scale
+from openk2.optim.muon import orthogonalise, update_scale
 from openk2.optim.muonclip import MuonClip
 from openk2.protocols import ParameterSpec
 from openk2.train.session import make_optimizer
@@ -94,7 +94,7 @@ def test_experts_gate_and_up_are_orthogonalised_each_by_itself():
     make_muonclip(model).step()
     for parameter, rows in cases.items():
         slices = parameter.grad.reshape(-1, rows, parameter.shape[-1])
-        alone = torch.cat([newton_schulz(one[None] * 1.95, 5) for one in slices]).float().view(parameter.shape)
+        alone = torch.cat([orthogonalise(one[None] * 1.95, 5) for one in slices]).float().view(parameter.shape)
         scale = update_scale(rows, parameter.shape[-1], 0.2)
         expected = before[parameter] * (1 - 3e-3 * 0.1) - 3e-3 * scale * alone
         moved = (expected - before[parameter]).norm()
@@ -267,3 +267,89 @@ def test_the_adamw_baseline_is_torchs_adamw_for_every_parameter():
     assert report.gamma is None and {name.partition(".")[0] for name in report.update_rms} == {"adamw"}
     for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+
+
+def test_adamws_rate_can_differ_from_muons():
+    model = build()
+    optimizer = make_muonclip(model, adam_lr_scale=0.5, weight_decay=0.0, adam_grad_clip=1e9)
+    twin = build()
+    other = make_muonclip(twin, lr=1.5e-3, weight_decay=0.0, adam_grad_clip=1e9)
+    for owner, made in ((model, optimizer), (twin, other)):
+        give_gradients(owner)
+        made.step()
+    for name, parameter in model.named_parameters():
+        same = torch.equal(parameter, twin.get_parameter(name))
+        assert same == (parameter.ndim == 1 or name.startswith(("embed", "lm_head"))), name
+
+
+@pytest.mark.parametrize("route", ["muon", "adamw"])
+def test_cautious_decay_acts_only_where_it_pulls_as_the_update_does(route):
+    start, gradient = random(12, 16), random(12, 16, seed=3)
+    moved = {}
+    for name, settings in (
+        ("none", {"weight_decay": 0.0}),
+        ("all", {"weight_decay": 0.5}),
+        ("cautious", {"weight_decay": 0.5, "cautious_weight_decay": True}),
+    ):
+        weight = nn.Parameter(start.clone())
+        weight.grad = gradient.clone()
+        MuonClip([spec(weight, route)], lr=0.1, require_muon=False, **settings).step()
+        moved[name] = weight.detach()
+    together = (start - moved["none"]) * start > 0
+    assert 0 < int(together.sum()) < together.numel()
+    expected = torch.where(together, moved["all"], moved["none"])
+    torch.testing.assert_close(moved["cautious"], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_plain_torch_model_finds_its_routes():
+    model = nn.ModuleDict(
+        {
+            "table": nn.Embedding(50, 16),
+            "conv": nn.Conv1d(16, 12, 3),
+            "attention": nn.MultiheadAttention(16, 2),
+            "mlp": nn.Sequential(nn.Linear(16, 24), nn.LayerNorm(24), nn.Linear(24, 16, bias=False)),
+            "gate": nn.Linear(16, 4, bias=False),
+            "head": nn.Linear(16, 50, bias=False),
+        }
+    )
+    model["mlp"][2].weight.requires_grad_(False)
+    optimizer = MuonClip.from_module(model, adamw=["gate"], lr=0.1)
+    routes = {s.name: (s.route, s.matrices) for s in optimizer.specs}
+    assert {name: matrices for name, (route, matrices) in routes.items() if route == "muon"} == {
+        "conv.weight": (1, 12, 48),
+        "attention.in_proj_weight": (3, 16, 16),
+        "attention.out_proj.weight": (1, 16, 16),
+        "mlp.0.weight": (1, 24, 16),
+    }
+    assert {"table.weight", "head.weight", "gate.weight", "mlp.1.weight"} <= {
+        n for n, (r, _) in routes.items() if r == "adamw"
+    }
+    assert "mlp.2.weight" not in routes
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    assert {n for n, p in model.named_parameters() if torch.equal(p, before[n])} == {"mlp.2.weight"}
+    with pytest.raises(ValueError, match="saw 'gates', expected the name of a trained parameter"):
+        MuonClip.from_module(model, adamw=["gates"])
+    tied = nn.ModuleDict({"table": nn.Embedding(50, 16), "head": nn.Linear(16, 50, bias=False), "w": nn.Linear(16, 16)})
+    tied["head"].weight = tied["table"].weight
+    assert {s.name: s.role for s in MuonClip.from_module(tied).specs} == {
+        "w.weight": "matrix",
+        "table.weight": "embedding",
+        "w.bias": "vector",
+    }
+
+
+def test_heads_can_be_matrices_of_their_own():
+    """Muon Split: each head's queries, and its keys and values, are orthogonalised by themselves."""
+    model = build()
+    matrices = {s.name: s.matrices for s in model.parameter_specs(split_heads=True) if s.route == "muon"}
+    plain = {s.name: s.matrices for s in model.parameter_specs() if s.route == "muon"}
+    assert matrices["layers.0.self_attn.q_b_proj.weight"] == (2, 12, 16)
+    assert matrices["layers.0.self_attn.kv_b_proj.weight"] == (2, 14, 12)
+    changed = {name.split(".")[-2] for name in matrices if matrices[name] != plain[name]}
+    assert changed == {"q_b_proj", "kv_b_proj"}
+    asked = make_optimizer(model, OptimConfig(muon_split=True), silent_console()[0])
+    assert {s.name: s.matrices for s in asked.specs if s.route == "muon"} == matrices
+    assert totals(audit(model.parameter_specs(split_heads=True), 0.2)) == totals(audit(model.parameter_specs(), 0.2))

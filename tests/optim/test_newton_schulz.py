@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from openk2.optim.muon import nesterov_, newton_schulz, update_scale
+from openk2.ops.fused import look_ahead_
+from openk2.optim.muon import newton_schulz, orthogonalise, update_scale
 
 SHAPES = {"square": (24, 24), "tall": (40, 16), "wide": (16, 40), "vector": (1, 20)}
 BAND = (0.67, 1.15)  # Keller Jordan's coefficients, for singular values above 0.005 of the norm: 0.68 to 1.15
@@ -85,5 +86,26 @@ def test_update_scale_gives_adams_root_mean_square():
 
 def test_nesterov_looks_ahead():
     momentum, gradient = torch.tensor([1.0, 2.0]), torch.tensor([10.0, -4.0])
-    ahead = nesterov_(momentum, gradient, 0.5)
+    ahead = look_ahead_(momentum, gradient, 0.5)
     assert momentum.tolist() == [10.5, -3.0] and ahead.tolist() == [15.25, -5.5] and gradient.tolist() == [10.0, -4.0]
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 48), (3, 48, 16), (2, 32, 64), (2, 20, 20)], ids=str)
+@pytest.mark.parametrize("steps", [1, 2, 3, 5])
+def test_the_gram_iteration_is_the_published_one(shape, steps):
+    """In fp32 to rounding; in bf16 both stay near the polynomial of the singular values."""
+    stack = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    fast, slow = orthogonalise(stack, steps, torch.float32), newton_schulz(stack, steps, torch.float32)
+    torch.testing.assert_close(fast, slow, rtol=1e-3, atol=1e-4)
+    rounded = orthogonalise(stack, steps).float()
+    assert float((rounded - slow).norm() / slow.norm()) < 0.04
+
+
+def test_the_gram_iteration_stands_what_newton_schulz_stands():
+    """Nearly dependent rows, an empty matrix among others, sizes far apart."""
+    generator = torch.Generator().manual_seed(2)
+    thin = torch.randn(16, 2, generator=generator) @ torch.randn(2, 64, generator=generator)
+    stack = torch.stack((thin + 1e-4 * torch.randn(16, 64, generator=generator), torch.zeros(16, 64), thin * 1e-20))
+    found = orthogonalise(stack, 5)
+    assert torch.isfinite(found).all() and not found[1].any()
+    assert float(torch.linalg.matrix_norm(found.float(), ord=2).max()) < 1.3

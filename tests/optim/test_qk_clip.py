@@ -12,6 +12,7 @@ from torch import Tensor
 from openk2.data.batch import Batch
 from openk2.model.model import Model
 from openk2.optim.qk_clip import qk_clip_
+from openk2.protocols import QKGroup
 from openk2.train.batch import supervised
 
 NOPE, ROPE, VALUE, HEADS = SMALL.qk_nope_head_dim, SMALL.qk_rope_head_dim, SMALL.v_head_dim, SMALL.num_attention_heads
@@ -121,3 +122,28 @@ def test_unusable_maxima_are_refused_in_one_line():
         qk_clip_(groups, torch.ones(2, HEADS), 100.0)
     with pytest.raises(ValueError, match="non-finite"):
         qk_clip_(groups, torch.full((3, HEADS), float("inf")), 100.0)
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["multi-head", "shared key"])
+def test_plain_attention_is_clipped_too(shared):
+    """Half of the correction to query and key each, or all of it to the query where heads share keys."""
+    generator = torch.Generator().manual_seed(0)
+    heads, width = 3, 4
+    query = torch.randn(heads * width, 8, generator=generator)
+    key = torch.randn(width if shared else heads * width, 8, generator=generator)
+    x = torch.randn(10, 8, generator=generator)
+
+    def largest() -> Tensor:
+        q, k = (x @ query.T).unflatten(1, (heads, width)), (x @ key.T).unflatten(1, (-1, width))
+        return torch.einsum("qhd,khd->hqk", q, k.expand(-1, heads, -1)).amax((1, 2))
+
+    before = largest()
+    tau = float(before.sort().values[:2].mean())
+    group = (
+        QKGroup.shared_key("a", query, num_heads=heads)
+        if shared
+        else QKGroup.multi_head("a", query, key, num_heads=heads)
+    )
+    gamma = qk_clip_([group], before[None], tau)
+    assert int((gamma < 1).sum()) == 2
+    torch.testing.assert_close(largest(), before.clamp(max=tau))

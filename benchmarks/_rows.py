@@ -1,0 +1,95 @@
+"""What the benchmarks share: two sides timed in turn, rows of one shape, and going on where a killed run stood."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from openk2.observe.files import write_atomic
+from openk2.observe.run_folder import git_commit
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    """How long one call takes."""
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
+
+
+def in_turn(sides: dict[str, Callable[[], Any]], rounds: int, *, warm: int = 1) -> dict[str, list[float]]:
+    """Seconds of each side over `rounds`, one call of each in every round; the first `warm` rounds do not count."""
+    taken: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(warm + rounds):
+        for name, run in sides.items():
+            spent = seconds(run)
+            if number >= warm:
+                taken[name].append(spent)
+    return taken
+
+
+class Rows:
+    """The rows of one benchmark, written as they are found; those of the same commit and device are not made again."""
+
+    def __init__(self, description: str) -> None:
+        parser = argparse.ArgumentParser(description=description)
+        parser.add_argument("--quick", action="store_true", help="fewer rounds and the small sizes only")
+        parser.add_argument("--json", type=Path, help="write the rows to this file, and go on from those in it")
+        arguments = parser.parse_args()
+        self.quick: bool = arguments.quick
+        self.path: Path | None = arguments.json
+        threads = torch.get_num_threads()
+        self.stamp = {
+            "device": f"{platform.processor() or platform.machine()}, {threads} threads",
+            "commit": git_commit(),
+            "quick": self.quick,
+        }
+        found = json.loads(self.path.read_text()) if self.path and self.path.exists() else []
+        self.rows = [row for row in found if {key: row.get(key) for key in self.stamp} == self.stamp]
+
+    def missing(self, name: str) -> bool:
+        """Whether this row is still to be made; says so if not."""
+        done = any(row["name"] == name for row in self.rows)
+        if done:
+            print(f"{name}: already in {self.path}")
+        return not done
+
+    def times(self, name: str, taken: dict[str, list[float]], peer_name: str, *, unit: str, amount: float) -> None:
+        """A row of rates (`amount` a call) or, where `unit` ends in "s", of times multiplied by `amount`.
+
+        `taken` holds the seconds of "ours" and "peer", round by round; the ratio is ours over theirs, larger is better.
+        """
+        ratios = [peer / ours for ours, peer in zip(taken["ours"], taken["peer"], strict=True)]
+        medians = {side: statistics.median(values) for side, values in taken.items()}
+        shown = {side: amount * value if unit.endswith("ms") else amount / value for side, value in medians.items()}
+        self.add(
+            name,
+            unit=unit,
+            ours=shown["ours"],
+            peer=shown["peer"],
+            peer_name=peer_name,
+            ratio=medians["peer"] / medians["ours"],
+            n=len(ratios),
+            spread=[min(ratios), max(ratios)],
+        )
+
+    def add(self, name: str, **figures: Any) -> None:
+        """One more row, printed and written at once."""
+        row = {"name": name, **{key: _short(value) for key, value in figures.items()}, **self.stamp}
+        self.rows.append(row)
+        print(json.dumps(row))
+        if self.path:
+            write_atomic(self.path, json.dumps(self.rows, indent=2) + "\n")
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_short(item) for item in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value

@@ -1,0 +1,84 @@
+"""A step of MuonClip over 384 matrices against torch.optim.Muon, and what the optimizer's state costs.
+
+    python benchmarks/muon_step.py [--quick] [--json FILE]
+
+Both sides hold the same matrices in fp32 and orthogonalise in bf16 with the same
+coefficients, five steps, Nesterov and weight decay; torch's is its own loop over
+parameters, which has no batched form. Ratios are of medians, rounds in turn.
+The second part fills a state for a model of over a billion parameters.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import resource
+from collections.abc import Callable
+
+import torch
+from _rows import Rows, in_turn
+from torch import nn
+
+from openk2.config import MODEL_PRESETS, OptimConfig
+from openk2.model.model import Model
+from openk2.ops.fused import fusion_available, set_fusion
+from openk2.optim.muonclip import MuonClip
+from openk2.protocols import ParameterSpec
+
+SHAPES = ((384, 64, 128), (384, 128, 256), (384, 256, 512))
+
+
+def our_step(shape: tuple[int, int, int]) -> Callable[[], object]:
+    weight = nn.Parameter(torch.randn(shape))
+    weight.grad = torch.randn(shape)
+    return MuonClip([ParameterSpec("experts", weight, "muon", "experts", shape)], lr=1e-3).step
+
+
+def torchs_step(shape: tuple[int, int, int]) -> Callable[[], object]:
+    weights = [nn.Parameter(torch.randn(shape[1:])) for _ in range(shape[0])]
+    for weight in weights:
+        weight.grad = torch.randn(shape[1:])
+    return torch.optim.Muon(weights, lr=1e-3, adjust_lr_fn="match_rms_adamw").step
+
+
+def fill_a_billion(rows: Rows) -> None:
+    config = dataclasses.replace(MODEL_PRESETS["small"], num_hidden_layers=12, n_routed_experts=256)
+    model = Model(config)
+    specs = model.parameter_specs()
+    count = sum(p.numel() for p in model.parameters())
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 1e-3)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    optimizer = MuonClip.from_config(specs, model.qk_groups(), OptimConfig())
+    optimizer.step()
+    state = sum(t.nbytes for s in optimizer.state.values() for t in s.values())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    rows.add(
+        "state/billion",
+        unit="bytes per parameter",
+        ours=state / count,
+        peer=8.0,
+        peer_name="AdamW's two moments in fp32",
+        ratio=8.0 * count / state,
+        n=1,
+        spread=[],
+        parameters=count,
+        workspace_gb=(peak - before - state) / 1e9,
+        peak_rss_gb=peak / 1e9,
+    )
+
+
+def main() -> None:
+    rows = Rows(__doc__.splitlines()[0])
+    set_fusion(fusion_available()[0])
+    for shape in SHAPES:
+        name = "x".join(map(str, shape))
+        if rows.missing(name):
+            sides = {"ours": our_step(shape), "peer": torchs_step(shape)}
+            taken = in_turn(sides, 5 if rows.quick else 15, warm=2)
+            rows.times(name, taken, "torch.optim.Muon", unit="ms", amount=1e3)
+    if not rows.quick and rows.missing("state/billion"):
+        fill_a_billion(rows)
+
+
+if __name__ == "__main__":
+    main()

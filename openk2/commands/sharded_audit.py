@@ -1,0 +1,182 @@
+"""Sharded against dense: the same steps in one process and in several, compared parameter by parameter.
+
+The processes are started here, on this computer (gloo, fp32), with random
+batches that no two processes see alike. What must agree after the steps: every
+parameter, the maxima that QK-Clip saw, and the tokens that each expert was
+given.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.multiprocessing.spawn import spawn
+
+from openk2.config import ModelConfig, OptimConfig, ParallelConfig
+from openk2.data.batch import Batch
+from openk2.data.packing import pack_documents
+from openk2.model.model import Model
+from openk2.optim.muonclip import MuonClip
+from openk2.parallel.layout import lay_out
+from openk2.parallel.world import ALONE, World, leave_world
+from openk2.train.batch import supervised
+from openk2.train.state import whole_state
+from openk2.train.step import StepResult, train_step
+
+TOLERANCE = 1e-5
+ENGINES = ("fsdp", "ep")
+ROWS, LENGTH = 12, 64
+
+
+@dataclass(frozen=True)
+class Row:
+    """One parameter: the relative distance of sharded from dense after all steps, and how far it moved."""
+
+    name: str
+    distance: float
+    moved: float
+
+    @property
+    def passed(self) -> bool:
+        return self.distance <= TOLERANCE and self.moved > 0
+
+
+@dataclass(frozen=True)
+class SteppedModel:
+    """Where some steps end: parameters by name, and of every step the maxima [L, H] and counts [L_moe, E]."""
+
+    parameters: dict[str, Tensor]
+    max_scores: Tensor
+    expert_counts: Tensor
+
+
+def compare(
+    model: ModelConfig, optim: OptimConfig, engine: str, *, processes: int = 2, steps: int = 10
+) -> dict[str, Any]:
+    """Both ways from the same weights on the same batches: rows by parameter, and whether maxima and counts agree."""
+    if processes < 2 or ROWS % processes:
+        raise ValueError(f"--processes: saw {processes}, expected 2 or more that divide {ROWS} rows")
+    parallel = ParallelConfig(dp=processes, ep=processes if engine == "ep" else 1)
+    dense = run_steps(model, optim, ParallelConfig(), ALONE, steps)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = (processes, Path(folder), model, optim, parallel, steps)
+        spawn(_process, arguments, nprocs=processes)  # type: ignore[no-untyped-call]
+        found = load_file(Path(folder) / "result.safetensors")
+    sharded = SteppedModel({n[2:]: t for n, t in found.items() if n.startswith("p.")}, found["max"], found["counts"])
+    start = _fresh(model).state_dict()
+    rows = [
+        Row(name, _relative(sharded.parameters[name] - value, value), _relative(value - start[name], start[name]))
+        for name, value in dense.parameters.items()
+    ]
+    return {
+        "engine": engine,
+        "processes": processes,
+        "steps": steps,
+        "rows": [asdict(row) | {"passed": row.passed} for row in rows],
+        "max_scores": _relative(sharded.max_scores - dense.max_scores, dense.max_scores),
+        "counts_differ": int((sharded.expert_counts - dense.expert_counts).abs().sum()),
+        "passed": all(row.passed for row in rows)
+        and _relative(sharded.max_scores - dense.max_scores, dense.max_scores) <= TOLERANCE
+        and torch.equal(sharded.expert_counts, dense.expert_counts),
+    }
+
+
+def describe(found: dict[str, Any]) -> str:
+    """The same, to be read: one line a parameter."""
+    width = max(len(row["name"]) for row in found["rows"])
+    lines = [
+        f"{'green' if row['passed'] else 'RED  '}  {row['name']:<{width}}  {row['distance']:.1e}"
+        for row in found["rows"]
+    ]
+    verdict = "green" if found["passed"] else "RED"
+    lines.append(
+        f"{verdict}: {found['engine']}, {found['processes']} processes against one, {found['steps']} steps in fp32; "
+        f"maxima of scores differ by {found['max_scores']:.1e}, tokens of experts by {found['counts_differ']}"
+    )
+    return "\n".join(lines)
+
+
+def run_steps(
+    model: ModelConfig, optim: OptimConfig, parallel: ParallelConfig, world: World, steps: int
+) -> SteppedModel:
+    """`steps` training steps on random batches, this process taking its turn at their micro-batches.
+
+    In fp32, Newton-Schulz too: it enlarges the rounding of bf16 a thousandfold, under which nothing could be told.
+    """
+    optim = replace(optim, ns_dtype="fp32")
+    policy = _fresh(model)
+    placement = lay_out(policy, parallel, world)
+    optimizer = MuonClip.from_config(
+        policy.parameter_specs(split_heads=optim.muon_split), policy.qk_groups(), optim, placement
+    )
+    policy.qk_clip_tau = optimizer.qk_clip_tau
+    results: list[StepResult] = []
+    for step in range(steps):
+        micro_batches = supervised(_batch(model, step), 1)
+        results.append(
+            train_step(
+                policy,
+                optimizer,
+                micro_batches[world.rank :: world.size],
+                lr=optim.lr,
+                balance_loss_alpha=1e-2,
+                bias_update_rate=1e-2,
+                world=world,
+            )
+        )
+    return SteppedModel(
+        whole_state(policy),
+        torch.stack([result.max_scores for result in results]),
+        torch.stack([result.expert_counts for result in results]),
+    )
+
+
+def _fresh(model: ModelConfig) -> Model:
+    return Model(model).init_weights(0)
+
+
+def _batch(model: ModelConfig, step: int) -> Batch:
+    """Documents of all lengths that fill the rows."""
+    rng = np.random.default_rng([7, step])
+    documents: list[np.ndarray] = []
+    while sum(map(len, documents)) < ROWS * LENGTH:
+        documents.append(rng.integers(model.vocab_size, size=rng.integers(3, LENGTH)))
+    packed = pack_documents(documents, LENGTH)
+    return next(packed.chunks(ROWS))
+
+
+def _process(rank: int, size: int, folder: Path, *what: Any) -> None:
+    torch.set_num_threads(1)
+    patience = timedelta(minutes=2)  # a process that waits for another one in vain ends with an error
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size, timeout=patience)
+    world = World(rank, size, init_device_mesh("cpu", (size,), mesh_dim_names=("data",)))
+    model, optim, parallel, steps = what
+    found = run_steps(model, optim, parallel, world, steps)
+    if world.first:
+        named = {f"p.{name}": tensor.contiguous() for name, tensor in found.parameters.items()}
+        save_file({**named, "max": found.max_scores, "counts": found.expert_counts}, folder / "result.safetensors")
+    leave_world()
+
+
+def _relative(difference: Tensor, value: Tensor) -> float:
+    return float(difference.double().norm() / value.double().norm().clamp(min=1e-30))
+
+
+def as_json(found: dict[str, Any]) -> str:
+    return json.dumps(found, indent=2)
+
+
+def small_enough(model: ModelConfig) -> ModelConfig:
+    """The preset's shape with a vocabulary and layers that fit seconds."""
+    return replace(model, vocab_size=min(model.vocab_size, 512), num_hidden_layers=min(model.num_hidden_layers, 3))

@@ -1,0 +1,37 @@
+"""The placement of an optimizer that runs in one process: every parameter is whole and here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+
+class Whole:
+    """A `Placement` (see `openk2.protocols`) that has nothing to bring together."""
+
+    def local(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def first_row(self, parameter: Tensor) -> int:
+        return 0
+
+    def total(self, values: Tensor) -> Tensor:
+        return values
+
+    def is_cut(self, parameter: Tensor, shape: tuple[int, int]) -> bool:
+        return False
+
+    def through_whole(
+        self,
+        function: Callable[[Tensor], Tensor],
+        parts: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        shape: tuple[int, int],
+        dtype: torch.dtype,
+    ) -> list[Tensor]:
+        raise AssertionError("no parameter is cut")
+
+
+WHOLE = Whole()

@@ -1,0 +1,49 @@
+"""Routes and matrices of a plain torch module, for those who want the optimizer without our model.
+
+Our own model declares its matrices; here they are found by the kinds of the
+modules that own them, never by parameters' names. The rule is Moonlight's (arXiv
+2502.16982, section 2.2): matrices inside the network by Muon, and by AdamW
+whatever is looked up (embeddings), the head that maps back to their rows, and
+vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+from torch import nn
+
+from openk2.protocols import ParameterSpec
+
+
+def module_specs(module: nn.Module, adamw: Sequence[str] = ()) -> list[ParameterSpec]:
+    """Every parameter of `module` that is trained, with its route.
+
+    Muon takes weights of two or more dimensions: a convolution's [out, in, ...] as one matrix [out, rest], the joint
+    projection of torch's MultiheadAttention as three. AdamW takes embeddings, parameters that share memory with them,
+    linear layers with as many outputs as an embedding has rows (output heads), vectors, and what `adamw` names: whole
+    parameters or modules ("head", "layers.0.gate"). A name that fits nothing is a ValueError.
+    """
+    tables = [m for m in module.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)]
+    sizes = {table.num_embeddings for table in tables}
+    looked_up = {id(table.weight) for table in tables}
+    heads = {id(m.weight) for m in module.modules() if isinstance(m, nn.Linear) and m.out_features in sizes}
+    joint = {id(m.in_proj_weight) for m in module.modules() if isinstance(m, nn.MultiheadAttention)}
+    named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    for pattern in adamw:
+        if not any(name == pattern or name.startswith(pattern + ".") for name in named):
+            raise ValueError(f"adamw: saw {pattern!r}, expected the name of a trained parameter or of its module")
+    specs = []
+    for name, parameter in named.items():
+        asked = any(name == pattern or name.startswith(pattern + ".") for pattern in adamw)
+        if id(parameter) in looked_up or id(parameter) in heads:
+            role = "embedding" if id(parameter) in looked_up else "head"
+            specs.append(ParameterSpec(name, parameter, "adamw", role))
+        elif parameter.ndim < 2 or asked:
+            specs.append(ParameterSpec(name, parameter, "adamw", "vector" if parameter.ndim < 2 else "other"))
+        else:
+            count = 3 if id(parameter) in joint else 1
+            matrices = (count, parameter.shape[0] // count, prod(parameter.shape[1:]))
+            specs.append(ParameterSpec(name, parameter, "muon", "matrix", matrices))
+    return specs

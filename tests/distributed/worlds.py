@@ -1,0 +1,84 @@
+"""What runs in the processes that the tests start: a module of its own, for they import it by name."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
+
+from openk2.parallel.placement import Sharded, shard_rows
+from openk2.parallel.world import World, leave_world
+
+
+def _in_world(rank: int, size: int, store: str, work: Any, arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=timedelta(seconds=60)
+    )
+    work(World(rank, size, init_device_mesh("cpu", (size,), mesh_dim_names=("data",))), *arguments)
+    leave_world()
+
+
+def in_world(size: int, folder: Path, work: Any, *arguments: Any) -> None:
+    torch.multiprocessing.spawn(_in_world, (size, str(folder / "store"), work, arguments), nprocs=size)
+
+
+def exchange(
+    world: World, shapes: list[tuple[int, ...]], matrix: tuple[int, int], whole: list[tuple[int, ...]]
+) -> None:
+    """Every matrix goes through `function` once, and its parts come back; those of `whole` need not have gone."""
+    generator = torch.Generator().manual_seed(0)
+    placement = Sharded(world)
+    parameters, parts, wanted, seen = [], [], [], []
+    for shape in shapes:
+        full = torch.randn(shape, generator=generator)
+        held = shard_rows(shape[0], world.size)
+        first = sum(held[: world.rank])
+        local = full[first : first + held[world.rank]].clone()
+        parameters.append(
+            DTensor.from_local(local, world.mesh, [Shard(0)], run_check=False, shape=full.shape, stride=full.stride())
+        )
+        assert placement.first_row(parameters[-1]) == first
+        parts.append(local)
+        exact = full.view(-1, *matrix).bfloat16().flip(-1).view(shape)  # what `function` does, each matrix by itself
+        wanted.append(exact[first : first + held[world.rank]])
+
+    def function(stack: torch.Tensor) -> torch.Tensor:
+        seen.append(len(stack))
+        return stack.bfloat16().flip(-1)
+
+    found = placement.through_whole(function, parts, parameters, matrix, torch.bfloat16)
+    for got, expected in zip(found, wanted, strict=True):
+        assert torch.equal(got, expected)
+    held_whole = [parameter for parameter in parameters if not placement.is_cut(parameter, matrix)]
+    assert [tuple(parameter.shape) for parameter in held_whole] == whole
+    done = int(world.sum(torch.tensor(sum(seen))))
+    assert done == sum(torch.Size(shape).numel() for shape in shapes) // (matrix[0] * matrix[1])  # each once
+
+
+def agree(world: World, folder: Path) -> None:
+    assert world.agree(lambda: {"rank": world.rank}) == {"rank": 0}
+    assert world.any(world.rank == 1) and not world.any(False)
+    assert world.sum(torch.tensor([1.0])).item() == world.size
+    assert world.max(torch.tensor(world.rank)).item() == world.size - 1
+
+    def work() -> int:
+        """The others find what the first has made."""
+        if world.first:
+            (folder / "made").write_text("x")
+        assert (folder / "made").exists()
+        return world.rank
+
+    assert world.one_by_one(work) == world.rank
+
+    def refuse() -> None:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError if world.first else SystemExit):
+        world.agree(refuse)
