@@ -12,11 +12,12 @@ import math
 from collections.abc import Sequence
 
 from openk2.observe.metrics import StepRecord, load_summary
-from openk2.observe.svg import NUM_COLOURS, Axis, Series, heat_map, line_chart
+from openk2.observe.svg import NUM_COLOURS, Axis, HeatWords, Series, heat_map, line_chart
 
 Records = Sequence[StepRecord]
 
 VALIDATION_PREFIX = "val_bpb."
+HEAT_COLUMNS = 80  # stretches of a run that the map of heads shows
 _STEP = Axis("step")
 _SHARES = {
     "degenerate_groups": "groups without spread",
@@ -38,6 +39,7 @@ def training_charts(records: Records, tau: float | None) -> list[str]:
         _validation_chart(records),
         line_chart("Largest attention logit", [logits], _STEP, Axis("logit", zero=True), reference=level),
         _layer_chart(records),
+        head_map(records, tau),
         _single("Heads clipped", records, [r.clipped_heads for r in records], Axis("heads", zero=True, whole=True)),
     ]
 
@@ -66,7 +68,7 @@ def expert_charts(records: Records, first_layer: int | None) -> list[str]:
     summaries = [load_summary(record.expert_load) for record in loaded]
     rows = [[float(load) for load in row] for row in last.expert_load]
     return [
-        heat_map(f"Expert load at step {last.step}", rows, Axis("expert"), Axis("layer"), first_row=first_layer or 0),
+        load_map(f"Expert load at step {last.step}", rows, first_layer or 0),
         _single("Imbalance", loaded, [ratio for _, ratio in summaries], Axis("busiest expert / mean, worst layer")),
         _single(
             "Dead experts",
@@ -76,6 +78,63 @@ def expert_charts(records: Records, first_layer: int | None) -> list[str]:
         ),
         _smoothed("Balance loss", records, [record.balance_loss for record in records], "balance loss"),
     ]
+
+
+def load_map(title: str, rows: Sequence[Sequence[float]], first_layer: int) -> str:
+    """Relative load (mean 1) of experts by layer; those that no token chose are crossed out."""
+    top = max(2.0, *(load for row in rows for load in row if math.isfinite(load)))
+    dead = [[load == 0 for load in row] for row in rows]
+    columns = max(map(len, rows))
+    described = (
+        f"Load of {columns} experts in {len(rows)} layers, largest {top:.2f} times the mean, {sum(map(sum, dead))} dead"
+    )
+    return heat_map(
+        title,
+        rows,
+        Axis("expert"),
+        Axis("layer"),
+        HeatWords(f"{top:.1f}x the mean load", "no token chose it", described),
+        top=top,
+        crossed=dead,
+        row_names=[str(layer + first_layer) for layer in range(len(rows))],
+        column_names=[str(expert) for expert in range(columns)],
+    )
+
+
+def head_map(records: Records, tau: float | None) -> str:
+    """The largest attention logit of every head over the run, and where QK-Clip shrank one: its flight recorder."""
+    heads = [record for record in records if record.max_logits]
+    if not heads:
+        return ""
+    size = math.ceil(len(heads) / HEAT_COLUMNS)
+    spans = [heads[start : start + size] for start in range(0, len(heads), size)]
+    names = [f"{layer}.{head}" for layer, row in enumerate(heads[0].max_logits) for head in range(len(row))]
+    rows = [[max(_flat(record.max_logits)[index] for record in span) for span in spans] for index in range(len(names))]
+    clipped = [
+        [any(record.gamma and _flat(record.gamma)[index] < 1 for record in span) for span in spans]
+        for index in range(len(names))
+    ]
+    top = tau or max((value for row in rows for value in row if math.isfinite(value) and value > 0), default=1.0)
+    hit = sum(map(any, clipped))
+    return heat_map(
+        "Largest logit of every head",
+        rows,
+        _STEP,
+        Axis("layer.head"),
+        HeatWords(
+            f"{top:.0f}" + (" (tau)" if tau else ""),
+            "clipped",
+            f"{len(names)} heads over {len(heads)} steps, {hit} of them clipped at least once",
+        ),
+        top=top,
+        crossed=clipped,
+        row_names=names,
+        column_names=[str(span[0].step) for span in spans],
+    )
+
+
+def _flat(rows: Sequence[Sequence[float | None]]) -> list[float]:
+    return [math.nan if value is None else value for row in rows for value in row]
 
 
 def rl_charts(records: Records) -> list[str]:
@@ -117,13 +176,13 @@ def rl_in_words(records: Records) -> str:
 
 def _layer_chart(records: Records) -> str:
     """The layers' own maxima: all where they are few, else evenly chosen ones."""
-    layered = [record for record in records if record.max_logit_per_layer]
-    count = min((len(record.max_logit_per_layer) for record in layered), default=0)
+    layered = [record for record in records if record.max_logits]
+    count = min((len(record.max_logits) for record in layered), default=0)
     if count < 2:
         return ""
     shown = sorted({round(index * (count - 1) / (NUM_COLOURS - 1)) for index in range(NUM_COLOURS)})
     series = [
-        Series(f"layer {layer}", _steps(layered), [record.max_logit_per_layer[layer] for record in layered], index)
+        Series(f"layer {layer}", _steps(layered), [max(_flat([r.max_logits[layer]])) for r in layered], index)
         for index, layer in enumerate(shown)
     ]
     return line_chart("Largest logit by layer", series, _STEP, Axis("logit"))

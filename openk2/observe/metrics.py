@@ -19,7 +19,7 @@ from typing import Any
 
 from openk2.observe.files import write_atomic
 
-_DECIMALS_OF_LOAD = 3  # 384 experts in 60 layers stay near 150 kB a line
+_DECIMALS = 3  # 384 experts in 60 layers stay near 150 kB a line
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +31,9 @@ class StepRecord:
     the share (0 to 1) of the matrix-multiply peak measured on this machine.
     `update_rms` has one entry a parameter group, named `optimizer.kind`
     ("muon.experts", "adamw.embedding"). `max_logit` is the largest attention
-    logit before the softmax, and `max_logit_per_layer` has one a layer.
+    logit before the softmax, and `max_logits[layer][head]` has one a head;
+    `gamma[layer][head]` is what QK-Clip scaled that head by, empty where it
+    scaled none.
     `expert_load[layer][expert]` is relative: each layer's mean is 1.
     `extra` holds a stage's own figures, such as RL's reward and mismatch KL.
     """
@@ -50,7 +52,8 @@ class StepRecord:
     update_rms: Mapping[str, float | None] = field(default_factory=dict)
     max_logit: float | None = None
     clipped_heads: int | None = None
-    max_logit_per_layer: Sequence[float | None] = ()
+    max_logits: Sequence[Sequence[float | None]] = ()
+    gamma: Sequence[Sequence[float]] = ()
     expert_load: Sequence[Sequence[float]] = ()
     dead_experts: int | None = None
     load_ratio: float | None = None
@@ -60,7 +63,10 @@ class StepRecord:
     def to_json(self) -> str:
         """One line of JSON, without the line feed."""
         values: dict[str, Any] = {name: json_safe(getattr(self, name)) for name in _NAMES}
-        values["expert_load"] = [[round(float(load), _DECIMALS_OF_LOAD) for load in row] for row in self.expert_load]
+        values["expert_load"] = [[round(float(load), _DECIMALS) for load in row] for row in self.expert_load]
+        values["max_logits"] = [
+            [round(logit, _DECIMALS) if logit else logit for logit in row] for row in values["max_logits"]
+        ]
         return json.dumps(values, allow_nan=False, separators=(",", ":"))
 
     @classmethod
@@ -75,7 +81,7 @@ class StepRecord:
             raise ValueError(f"field {missing[0]!r} is missing")
         for name in ("loss", "tokens_per_s", "wall_s"):
             values[name] = math.nan if values[name] is None else values[name]
-        for name in ("max_logit_per_layer", "expert_load"):
+        for name in ("max_logits", "gamma", "expert_load"):
             values[name] = tuple(tuple(entry) if isinstance(entry, list) else entry for entry in values.get(name, ()))
         return cls(**values)
 

@@ -177,37 +177,54 @@ def bar_chart(title: str, categories: Sequence[str], bars: Sequence[Bars], x: Ax
     return _figure(title, f"{y.label} by {x.label}: {', '.join(categories)}", x, y, parts, legend)
 
 
-def heat_map(title: str, rows: Sequence[Sequence[float]], x: Axis, y: Axis, *, first_row: int = 0) -> str:
-    """Relative load (mean 1) as shades, row by column; a load of zero is crossed out. "" where there is none."""
+@dataclass(frozen=True)
+class HeatWords:
+    """What a heat map's darkest shade and its crosses mean, and the sentence that describes the whole."""
+
+    darkest: str
+    crossed: str
+    described: str
+
+
+def heat_map(
+    title: str,
+    rows: Sequence[Sequence[float]],
+    x: Axis,
+    y: Axis,
+    words: HeatWords,
+    *,
+    top: float,
+    crossed: Sequence[Sequence[bool]],
+    row_names: Sequence[str],
+    column_names: Sequence[str],
+) -> str:
+    """Values from 0 to `top` as shades, row by column, some of them crossed out. "" where there is none."""
     if not rows or not rows[0]:
         return ""
-    top = max(2.0, *(load for row in rows for load in row if math.isfinite(load)))
     cell_x, cell_y = (WIDTH - LEFT - RIGHT) / max(map(len, rows)), (HEIGHT - TOP - BOTTOM - 22) / len(rows)
     shades: list[list[str]] = [[] for _ in range(_HEAT_LEVELS + 1)]
-    dead = []
+    crosses = []
     for i, row in enumerate(rows):
-        for j, load in enumerate(row):
+        for j, value in enumerate(row):
             cell = f"M{LEFT + j * cell_x:.1f} {TOP + i * cell_y:.1f}h{cell_x:.2f}v{cell_y:.2f}h-{cell_x:.2f}z"
-            if load == 0:
-                dead.append(cell)
-            elif math.isfinite(load):
-                shades[max(1, round(load / top * _HEAT_LEVELS))].append(cell)
+            if crossed[i][j]:
+                crosses.append(cell)
+            elif math.isfinite(value):
+                shades[max(1, min(round(value / top * _HEAT_LEVELS), _HEAT_LEVELS))].append(cell)
     parts = [
         f'<path class="heat" fill-opacity="{level / _HEAT_LEVELS:.2f}" d="{"".join(cells)}"/>'
         for level, cells in enumerate(shades)
         if cells
     ]
-    if dead:
-        parts.append(f'<path class="dead" d="{"".join(dead)}"/>')
+    if crosses:
+        parts.append(f'<path class="dead" d="{"".join(crosses)}"/>')
     bottom = TOP + cell_y * len(rows)
-    columns = max(map(len, rows))
-    for mark in range(0, columns, max(1, math.ceil(columns / 8))):
-        parts.append(_text(LEFT + (mark + 0.5) * cell_x, bottom + 15, str(mark), "middle"))
-    for mark in range(0, len(rows), max(1, math.ceil(len(rows) / 10))):
-        parts.append(_text(LEFT - 7, TOP + (mark + 0.5) * cell_y + 4, str(mark + first_row), "end"))
-    parts.append(_heat_legend(top, bool(dead)))
-    described = f"Load of {columns} experts in {len(rows)} layers, largest {top:.2f} times the mean, {len(dead)} dead"
-    return _figure(title, described, x, y, parts, [], x_label_at=bottom + 30)
+    for mark in range(0, len(column_names), max(1, math.ceil(len(column_names) / 8))):
+        parts.append(_text(LEFT + (mark + 0.5) * cell_x, bottom + 15, column_names[mark], "middle"))
+    for mark in range(0, len(row_names), max(1, math.ceil(len(row_names) / 10))):
+        parts.append(_text(LEFT - 7, TOP + (mark + 0.5) * cell_y + 4, row_names[mark], "end"))
+    parts.append(_heat_legend(words, bool(crosses)))
+    return _figure(title, words.described, x, y, parts, [], x_label_at=bottom + 30)
 
 
 def _thin(entry: Series, axis: Axis) -> Series:
@@ -270,16 +287,16 @@ def _grid_y(scale: Scale) -> str:
     return f'<path class="grid" d="{lines}"/>{labels}'
 
 
-def _heat_legend(top: float, dead: bool) -> str:
+def _heat_legend(words: HeatWords, crossed: bool) -> str:
     parts, left, y = [], float(LEFT), HEIGHT - 15
     for level in range(1, _HEAT_LEVELS + 1):
         shade = f'fill-opacity="{level / _HEAT_LEVELS:.2f}"'
         parts.append(f'<rect class="heat" {shade} x="{left + level * 10:.0f}" y="{y}" width="10" height="10"/>')
     parts.append(_text(left + 4, y + 9, "0", "end", "value"))
-    parts.append(_text(left + 136, y + 9, f"{top:.1f}x the mean load", "start", "value"))
-    if dead:
+    parts.append(_text(left + 136, y + 9, words.darkest, "start", "value"))
+    if crossed:
         parts.append(f'<path class="dead" d="M{left + 280:.0f} {y}h10v10h-10z"/>')
-        parts.append(_text(left + 295, y + 9, "no token chose it", "start", "value"))
+        parts.append(_text(left + 295, y + 9, words.crossed, "start", "value"))
     return "".join(parts)
 
 

@@ -40,7 +40,9 @@ def pretrain_records(steps: int = 400, layers: int = 5, experts: int = 32) -> li
                 grad_norm=0.4 + 3 * evenness + abs(random.gauss(0, 0.1)), lr=3e-3 * warm,
                 update_rms={"muon.attention": 0.2, "muon.experts": 0.198, "muon.router": 0.205,
                             "adamw.embedding": 0.02 + 0.1 * evenness},
-                max_logit=max(per_layer), clipped_heads=int(max(per_layer) > 60), max_logit_per_layer=per_layer,
+                max_logit=max(per_layer), clipped_heads=int(max(per_layer) > 30),
+                max_logits=[[value, value / 2] for value in per_layer],
+                gamma=[[min(1.0, 30 / value), 1.0] for value in per_layer] if max(per_layer) > 30 else (),
                 expert_load=load, dead_experts=dead, load_ratio=ratio, eta_s=(steps - step) * 2.0, wall_s=step * 2.0,
                 extra=extra,
             )

@@ -7,10 +7,12 @@ import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from example_report import HOSTILE, example_report, tool_dialogue
 
+from openk2.observe.curves import head_map
 from openk2.observe.metrics import StepRecord
 from openk2.observe.report import render, write_report
 
@@ -138,12 +140,34 @@ def test_a_diverged_run_still_gets_its_page() -> None:
     records = [
         StepRecord(
             step=step, stage="pretrain", loss=loss, tokens=step, tokens_per_s=1.0, wall_s=1.0, grad_norm=norm,
-            max_logit=logit, expert_load=((math.nan, 1.0),),
+            max_logit=logit, max_logits=((logit, math.nan),), expert_load=((math.nan, 1.0),),
         )
         for step, (loss, norm, logit) in enumerate([(9.0, 1.0, 5.0)] * 5 + [(math.nan, 0.0, math.inf)] * 3, start=1)
     ]  # fmt: skip
     page = render({"metrics": {"pretrain": records, "rl": records}})
     assert "Training loss" in page and not re.search(r'[dxy]="[^"]*(nan|inf)', page)
+
+
+def test_the_flight_recorder_shows_each_heads_largest_logit_and_its_clips() -> None:
+    """A row a head, a column a stretch of steps, its darkest shade at tau, a cross where the head was clipped."""
+    records = [
+        StepRecord(
+            step=step, stage="pretrain", loss=1.0, tokens=1, tokens_per_s=1.0, wall_s=1.0,
+            max_logits=((10.0, 50.0), (float(step), 5.0)),
+            gamma=((1.0, 1.0), (0.5, 1.0)) if step > 158 else (),
+        )
+        for step in range(1, 161)
+    ]  # fmt: skip
+    chart = ElementTree.fromstring(head_map(records, 100.0))
+    shades = [path for path in chart.iter("path") if path.get("class") == "heat"]
+    cells = {path.get("fill-opacity"): (path.get("d") or "").count("M") for path in shades}
+    assert sum(cells.values()) == 4 * 80 - 1 and cells["0.50"] > 80  # two steps a column; the one crossed is no shade
+    assert next(p for p in chart.iter("path") if p.get("class") == "dead").get("d", "").count("M") == 1
+    words = " ".join(text.text or "" for text in chart.iter("text"))
+    assert "100 (tau)" in words and "clipped" in words and "1.0" in words
+    assert "4 heads over 160 steps, 1 of them clipped" in head_map(records, 100.0)
+    assert head_map([record for record in records if not record.max_logits], 100.0) == ""
+    assert "Largest logit of every head" in render({"metrics": {"pretrain": records}})
 
 
 def test_several_dialogues_stand_side_by_side() -> None:

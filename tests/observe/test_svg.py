@@ -16,6 +16,7 @@ from openk2.observe.svg import (
     WIDTH,
     Axis,
     Bars,
+    HeatWords,
     Scale,
     Series,
     bar_chart,
@@ -27,6 +28,7 @@ from openk2.observe.svg import (
 )  # fmt: skip
 
 X, Y = Axis("step"), Axis("loss, nats")
+WORDS = HeatWords("darkest", "crossed", "what is seen")
 
 
 def parse(chart: str) -> ElementTree.Element:
@@ -79,7 +81,7 @@ def test_what_is_not_finite_is_a_gap() -> None:
 def test_nothing_to_draw_is_no_chart(values: list[float | None]) -> None:
     assert line_chart("Loss", [Series("", range(len(values)), values)], X, Y) == ""
     assert bar_chart("Loss", ["a"] * len(values), [Bars("", values)], X, Y) == ""
-    assert heat_map("Load", [], X, Y) == ""
+    assert heat_map("Load", [], X, Y, WORDS, top=1.0, crossed=[], row_names=[], column_names=[]) == ""
 
 
 @pytest.mark.parametrize("axis", [Y, Axis("x", zero=True), Axis("x", log=True), Axis("x", percent=True)])
@@ -105,14 +107,17 @@ def test_bars_and_their_errors_have_the_right_length() -> None:
 
 
 def test_the_heat_map_shades_by_load_and_marks_the_dead() -> None:
-    figure = parse(heat_map("Load", [[0.0, 1.0, 2.0], [1.0, 1.0, 1.0]], Axis("expert"), Axis("layer"), first_row=1))
+    rows = [[0.0, 1.0, 2.0], [1.0, 1.0, 1.0]]
+    names = {"row_names": ["1", "2"], "column_names": ["a", "b", "c"]}
+    crossed = [[value == 0 for value in row] for row in rows]
+    figure = parse(heat_map("Load", rows, Axis("expert"), Axis("layer"), WORDS, top=2.0, crossed=crossed, **names))
     cells = {
         e.get("fill-opacity"): (e.get("d") or "").count("M") for e in figure.iter("path") if e.get("class") == "heat"
     }
     assert cells == {"0.50": 4, "1.00": 1}
     assert next(e for e in figure.iter("path") if e.get("class") == "dead").get("d", "").count("M") == 1
     labels = [e.text for e in figure.iter("text")]
-    assert "layer" in labels and "expert" in labels and "1" in labels and "2.0x the mean load" in labels
+    assert {"layer", "expert", "1", "2", "a", "c", WORDS.darkest, WORDS.crossed} <= set(labels)
 
 
 def test_a_log_scale_spaces_decades_evenly() -> None:
