@@ -72,7 +72,8 @@ class Peer:
         fields = config_fields(config)
         fields.pop("architectures")
         fields.pop("model_type")
-        built = transformers.DeepseekV3Config(**fields, attn_implementation="sdpa", use_cache=False)
+        built = transformers.DeepseekV3Config(**fields, attn_implementation="sdpa")
+        built.use_cache = False
         built._experts_implementation = experts
         torch.manual_seed(0)
         self.model = transformers.DeepseekV3ForCausalLM(built).train()
