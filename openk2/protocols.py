@@ -323,6 +323,11 @@ class QKGroup:
     @classmethod
     def multi_head(cls, name: str, query: Any, key: Any, *, num_heads: int) -> QKGroup:
         """Plain attention, weights [H * d, in] each: half of the correction to either side."""
+        if query.shape[0] != key.shape[0] or query.shape[0] % num_heads:
+            raise ValueError(
+                f"{name}: saw {query.shape[0]} query rows and {key.shape[0]} key rows, expected as many of both and a "
+                f"multiple of {num_heads} heads; where heads share keys use QKGroup.shared_key"
+            )
         per_head = query.shape[0] // num_heads
         return cls(name, num_heads, tuple(QKRows(w, per_head, 0, per_head, 0.5) for w in (query, key)))
 

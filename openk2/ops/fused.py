@@ -52,7 +52,8 @@ def _fused(function: Function) -> Function:
 
     @functools.wraps(function)
     def call(*arguments: Any) -> Any:
-        if not _enabled or arguments[0].numel() < SMALL:
+        # What is not contiguous would be copied below, and a kernel that writes in place would write to the copy.
+        if not _enabled or arguments[0].numel() < SMALL or not arguments[0].is_contiguous():
             return function(*arguments)
         # Gradient flags and strides are part of what is compiled for: all calls are made alike.
         return compiled(*(x.detach().contiguous() if isinstance(x, Tensor) else x for x in arguments))

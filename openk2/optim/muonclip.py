@@ -43,6 +43,20 @@ class StepReport:
     skipped: bool = False
 
 
+def _refuse_unfit(spec: ParameterSpec) -> None:
+    """ValueError for a Muon parameter that cannot be seen as the matrices declared for it."""
+    shape = tuple(spec.parameter.shape)
+    count, rows, columns = spec.matrices or (0, 0, 0)
+    whole_rows = columns in (math.prod(shape[dim:]) for dim in range(1, len(shape)))  # a row of a matrix is never cut
+    if count * rows * columns != math.prod(shape) or not whole_rows or not math.prod(shape):
+        raise ValueError(f"MuonClip: {spec.name}: saw matrices {spec.matrices}, expected a view of shape {shape}")
+    if spec.parameter.device.type != "meta" and not spec.parameter.is_contiguous():
+        raise ValueError(
+            f"MuonClip: {spec.name}: saw a parameter that is not contiguous in memory, expected one that is; "
+            "give it contiguous() data, or AdamW"
+        )
+
+
 # Elements of a chunk: in bf16 a few megabytes, so that a chunk and its products stay in a cache, and so that what the
 # step needs beside the state does not grow with the model (benchmarks/muon_step.py).
 CHUNK = 2**20
@@ -120,6 +134,8 @@ class MuonClip(torch.optim.Optimizer):
         unknown = set(by_route) - {"muon", "adamw"}
         if unknown:
             raise ValueError(f"MuonClip: saw route {sorted(unknown)[0]!r}, expected 'muon' or 'adamw'")
+        for spec in by_route["muon"]:
+            _refuse_unfit(spec)
         if require_muon and not by_route["muon"]:
             raise ValueError(
                 "MuonClip: saw no parameter routed to Muon, expected at least one matrix; "
@@ -194,9 +210,11 @@ class MuonClip(torch.optim.Optimizer):
         maxima over all processes."""
         if closure is not None:
             raise ValueError("MuonClip.step: saw a closure, expected gradients computed beforehand")
-        grad_norm = self._norm([p for group in self.param_groups for p in group["params"]])
-        finite_scores = max_scores is None or bool(torch.isfinite(max_scores).all())
-        if not (math.isfinite(grad_norm) and finite_scores):
+        self._check_scores(max_scores)
+        # A score that is not finite spoils the norm, so that all processes skip the step or none does.
+        spoilt = max_scores is not None and not bool(torch.isfinite(max_scores).all())
+        grad_norm = self._norm([p for group in self.param_groups for p in group["params"]], spoilt=spoilt)
+        if not math.isfinite(grad_norm):
             return StepReport(grad_norm, skipped=True)
         # By route and role: the sum of the update's squares and the number of its elements.
         squares = {f"{spec.route}.{spec.role}": torch.zeros(2, dtype=torch.float64) for spec in self.specs}
@@ -213,11 +231,28 @@ class MuonClip(torch.optim.Optimizer):
             gamma = qk_clip_(self.qk_groups, max_scores, self.qk_clip_tau, self.placement)
         return StepReport(grad_norm, rms, gamma)
 
-    def _norm(self, parameters: Iterable[Tensor]) -> float:
-        """Euclidean norm of the gradients, over all processes."""
+    def _check_scores(self, max_scores: Tensor | None) -> None:
+        if max_scores is None or not self.qk_groups:
+            return
+        expected = (len(self.qk_groups), self.qk_groups[0].num_heads)
+        if tuple(max_scores.shape) != expected:
+            raise ValueError(
+                f"MuonClip.step: saw max_scores of shape {tuple(max_scores.shape)}, expected [layers, heads] {expected}"
+            )
+
+    def _norm(self, parameters: Iterable[Tensor], *, spoilt: bool = False) -> float:
+        """Euclidean norm of the gradients, over all processes; nan where one of them says that its step is spoilt."""
         grads = [self.placement.local(p.grad) for p in parameters if p.grad is not None]
-        here = torch.nn.utils.get_total_norm(grads).double().square()
-        return math.sqrt(float(self.placement.total(here.view(1))))
+        norms = torch._foreach_norm(grads) if grads else []
+        squares = [float(norm) ** 2 for norm in norms]
+        here = torch.tensor([math.nan if spoilt else sum(squares)], dtype=torch.float64)
+        return math.sqrt(max(total, 0.0)) if not math.isnan(total := float(self.placement.total(here))) else math.nan
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Only what the constructor was given can be optimised: a parameter needs its `ParameterSpec`."""
+        if "route" not in param_group:
+            raise ValueError("MuonClip: saw a new parameter group, expected every parameter's spec when it is made")
+        super().add_param_group(param_group)
 
     def _muon(self, group: dict[str, Any], squares: dict[str, Tensor]) -> None:
         """Matrices of one shape, from whatever parameters, are orthogonalised together, a chunk at a time."""
@@ -276,8 +311,11 @@ class MuonClip(torch.optim.Optimizer):
                 state["step"] = torch.zeros((), dtype=torch.float32)
                 state["exp_avg"] = torch.zeros_like(parameter)
                 state["exp_avg_sq"] = torch.zeros_like(parameter)
+        norm = self._norm(owners)  # on every process, whether or not it holds any of these
+        if not grads:
+            return
         if group["grad_clip"]:
-            torch._foreach_mul_(grads, min(group["grad_clip"] / (self._norm(owners) + 1e-6), 1.0))
+            torch._foreach_mul_(grads, min(group["grad_clip"] / (norm + 1e-6), 1.0))
         before = [p.clone() for p in parameters]
         lr = group["lr"] * group["lr_scale"]
         adamw(

@@ -22,13 +22,15 @@ def module_specs(module: nn.Module, adamw: Sequence[str] = ()) -> list[Parameter
 
     Muon takes weights of two or more dimensions: a convolution's [out, in, ...] as one matrix [out, rest], the joint
     projection of torch's MultiheadAttention as three. AdamW takes embeddings, parameters that share memory with them,
-    linear layers with as many outputs as an embedding has rows (output heads), vectors, and what `adamw` names: whole
-    parameters or modules ("head", "layers.0.gate"). A name that fits nothing is a ValueError.
+    linear layers with as many outputs as the largest embedding has rows (output heads), vectors and parameters of one
+    row or column, what a norm owns, and what `adamw` names: whole parameters or modules ("head", "layers.0.gate"). A
+    name that fits nothing is a ValueError.
     """
     tables = [m for m in module.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)]
-    sizes = {table.num_embeddings for table in tables}
+    vocabulary = max((table.num_embeddings for table in tables), default=None)  # others look up positions or types
     looked_up = {id(table.weight) for table in tables}
-    heads = {id(m.weight) for m in module.modules() if isinstance(m, nn.Linear) and m.out_features in sizes}
+    heads = {id(m.weight) for m in module.modules() if isinstance(m, nn.Linear) and m.out_features == vocabulary}
+    norms = {id(p) for m in module.modules() if "Norm" in type(m).__name__ for p in m.parameters(recurse=False)}
     joint = {id(m.in_proj_weight) for m in module.modules() if isinstance(m, nn.MultiheadAttention)}
     named = {name: p for name, p in module.named_parameters() if p.requires_grad}
     for pattern in adamw:
@@ -40,8 +42,10 @@ def module_specs(module: nn.Module, adamw: Sequence[str] = ()) -> list[Parameter
         if id(parameter) in looked_up or id(parameter) in heads:
             role = "embedding" if id(parameter) in looked_up else "head"
             specs.append(ParameterSpec(name, parameter, "adamw", role))
-        elif parameter.ndim < 2 or asked:
-            specs.append(ParameterSpec(name, parameter, "adamw", "vector" if parameter.ndim < 2 else "other"))
+        elif min(parameter.shape[0], prod(parameter.shape[1:])) < 2 or parameter.ndim < 2 or id(parameter) in norms:
+            specs.append(ParameterSpec(name, parameter, "adamw", "vector"))
+        elif asked:
+            specs.append(ParameterSpec(name, parameter, "adamw", "other"))
         else:
             count = 3 if id(parameter) in joint else 1
             matrices = (count, parameter.shape[0] // count, prod(parameter.shape[1:]))

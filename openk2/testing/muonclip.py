@@ -140,7 +140,7 @@ def same(adapter: Adapter, other: Adapter) -> list[Finding]:
     found = []
     for part, name, problem, steps in _problems():
         left, right = adapter(problem, steps), other(problem, steps)
-        distance = max(
+        distance = _worst(
             _relative(left[key] - right[key], right[key] - start) for key, start in problem.parameters.items()
         )
         found.append(Finding(part, f"the same {name}", distance, EXACT, "the two ways to run it take different steps"))
@@ -263,6 +263,11 @@ def _relative(difference: Tensor, moved: Tensor) -> float:
     return float(difference.double().norm() / moved.double().norm().clamp(min=1e-30))
 
 
+def _worst(distances: Iterable[float]) -> float:
+    """The largest, and nan if there is one: Python's max would pass over it."""
+    return float(torch.tensor(list(distances), dtype=torch.float64).max())
+
+
 def _update(adapter: Adapter, problem: Problem, steps: Steps) -> Tensor:
     return adapter(problem, steps)["weight"].double() - problem.parameters["weight"].double()
 
@@ -278,7 +283,7 @@ def _directions(adapter: Adapter) -> Finding:
     spread = float((seen.diagonal() / size - 1).abs().max())
     why = "singular values are not alike: is Newton-Schulz run at all?" if spread > 0.4 else "singular vectors moved"
     leak = float((seen - seen.diagonal().diag()).abs().max() / size)
-    return Finding("muon", "the update is orthogonal", max(leak, spread - 0.4), 0.05, why)
+    return Finding("muon", "the update is orthogonal", _worst((leak, spread - 0.4)), 0.05, why)
 
 
 def _size(adapter: Adapter) -> Finding:
@@ -288,7 +293,7 @@ def _size(adapter: Adapter) -> Finding:
         problem = _matrix_problem(*shape, momentum=0.0, weight_decay=0.0, lr=1.0)
         expected = reference(problem, _steps(problem, 1))["weight"] - problem.parameters["weight"].double()
         ratios.append(float(_update(adapter, problem, _steps(problem, 1)).norm() / expected.norm()))
-    worst = max(ratios, key=lambda ratio: abs(math.log(max(ratio, 1e-9))))
+    worst = max(ratios, key=lambda ratio: math.inf if math.isnan(ratio) else abs(math.log(max(ratio, 1e-9))))
     why = f"the update is {worst:.2f} times 0.2 sqrt(max(rows, columns)) of an orthogonal matrix"
     return Finding("muon", "its size is 0.2 sqrt(max(rows, columns))", abs(worst - 1), TOLERANCE, why)
 
@@ -336,7 +341,7 @@ def _each_by_itself(adapter: Adapter) -> Finding:
     distances = [_relative(f - e, e) for f, e in zip(found, expected, strict=True)]
     as_one = _relative(found / found.norm() - across / across.norm(), across / across.norm())
     why = "orthogonalised across the expert axis, as one tall matrix" if as_one < 0.1 else "matrices of a stack mix"
-    return Finding("stacks", "each matrix of a stack by itself", max(distances), TOLERANCE, why)
+    return Finding("stacks", "each matrix of a stack by itself", _worst(distances), TOLERANCE, why)
 
 
 def _gradient_scale(adapter: Adapter) -> Finding:
@@ -347,7 +352,7 @@ def _gradient_scale(adapter: Adapter) -> Finding:
         scale: _relative(_update(adapter, problem, _steps(problem, 2, scale=scale)) - plain, plain)
         for scale in (1e-12, 1e-20, 1e12)
     }
-    worst = max(distances, key=lambda scale: distances[scale])
+    worst = max(distances, key=lambda scale: math.inf if math.isnan(distances[scale]) else distances[scale])
     why = f"gradients of size {worst:.0e} give another step: an epsilon or a clip counts"
     return Finding("guards", "the size of the gradient does not matter", distances[worst], TOLERANCE, why)
 
@@ -481,7 +486,7 @@ def _all_micro_batches(adapter: Adapter) -> Finding:
         found = adapter(problem, _clip_steps(problem, *batches))
         distances += [_relative(found[name] - expected[name], expected[name]) for name in expected]
     why = "only one micro-batch's maxima count"
-    return Finding("clip", "maxima over all micro-batches", max(distances), EXACT, why)
+    return Finding("clip", "maxima over all micro-batches", _worst(distances), EXACT, why)
 
 
 _muon = (_directions, _size, _three_steps, _decay_alone)

@@ -12,6 +12,7 @@ from worlds import agree, exchange, in_world
 from openk2.commands import sharded_audit
 from openk2.commands.sharded_audit import compare, describe
 from openk2.config.run import OptimConfig, ParallelConfig
+from openk2.model.model import Model
 from openk2.parallel.world import ALONE, join_world
 
 MODEL = replace(SMALL, vocab_size=61)
@@ -22,13 +23,13 @@ CLIPPING = OptimConfig(lr=3e-3, qk_clip_tau=0.05)  # low enough for most heads t
 def test_two_processes_end_where_one_does(engine):
     found = compare(MODEL, CLIPPING, engine, steps=10)
     assert found["passed"], describe(found)
-    assert len(found["rows"]) == 50 or len(found["rows"]) > 30
+    assert {row["name"] for row in found["rows"]} == set(Model(MODEL).state_dict())
     assert all(row["moved"] > 0 for row in found["rows"] if "bias" not in row["name"])
 
 
 def test_three_processes_and_odd_sizes():
     """Rows that do not divide by the processes: the last one holds less, or nothing."""
-    odd = replace(MODEL, hidden_size=26, moe_intermediate_size=10, intermediate_size=22, n_routed_experts=5)
+    odd = replace(MODEL, hidden_size=26, moe_intermediate_size=10, intermediate_size=22, n_routed_experts=4)
     for engine in sharded_audit.ENGINES:
         found = compare(odd, replace(CLIPPING, muon_split=True), engine, processes=3, steps=3)
         assert found["passed"], describe(found)

@@ -9,6 +9,7 @@ from torch import nn
 
 from openk2.config.run import OptimConfig
 from openk2.model.model import Model
+from openk2.optim import muonclip
 from openk2.optim.audit import audit, totals
 from openk2.optim.muon import orthogonalise, update_scale
 from openk2.optim.muonclip import MuonClip
@@ -353,3 +354,49 @@ def test_heads_can_be_matrices_of_their_own():
     asked = make_optimizer(model, OptimConfig(muon_split=True), silent_console()[0])
     assert {s.name: s.matrices for s in asked.specs if s.route == "muon"} == matrices
     assert totals(audit(model.parameter_specs(split_heads=True), 0.2)) == totals(audit(model.parameter_specs(), 0.2))
+
+
+def test_what_cannot_be_seen_as_its_matrices_is_refused():
+    for shape, matrices in (((64, 32), (1, 32, 32)), ((32, 64), (2, 32, 32)), ((8, 8), None)):
+        declared = ParameterSpec("w", nn.Parameter(torch.randn(shape)), "muon", "mlp", matrices)
+        with pytest.raises(ValueError, match=r"w: saw matrices .*, expected a view of shape"):
+            MuonClip([declared])
+    with pytest.raises(ValueError, match="not contiguous"):
+        MuonClip([spec(nn.Parameter(torch.randn(6, 4).T))])
+    optimizer = MuonClip([spec(nn.Parameter(torch.randn(6, 4)))])
+    with pytest.raises(ValueError, match="saw a new parameter group"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.randn(3))]})
+
+
+def test_adamws_parameters_may_all_be_without_gradients():
+    model = nn.Linear(8, 8)
+    optimizer = MuonClip.from_module(model, lr=0.1)
+    before = model.weight.detach().clone()
+    model.weight.grad = random(8, 8)
+    assert optimizer.step().grad_norm == pytest.approx(float(random(8, 8).norm()))
+    assert not torch.equal(model.weight, before)
+
+
+def test_position_tables_and_norms_do_not_mislead_the_routes():
+    model = nn.ModuleDict(
+        {
+            "token": nn.Embedding(500, 16),
+            "position": nn.Embedding(32, 16),
+            "up": nn.Linear(16, 32, bias=False),
+            "norm": nn.LayerNorm((4, 16)),
+            "head": nn.Linear(16, 500, bias=False),
+        }
+    )
+    model.register_parameter("class_token", nn.Parameter(torch.zeros(1, 1, 16)))
+    assert [s.name for s in MuonClip.from_module(model).specs if s.route == "muon"] == ["up.weight"]
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 100])
+def test_chunks_hold_every_matrix_once_and_no_more_than_so_many(most):
+    """Pieces of 5, 1, 2 and 4 matrices, cut and joined."""
+    counts = (5, 1, 2, 4)
+    tensors = [torch.arange(count * 6.0).view(count, 2, 3) + 100 * index for index, count in enumerate(counts)]
+    chunks = list(muonclip._chunks([muonclip._Piece(t, t, t, t) for t in tensors], most))
+    assert all(0 < sum(len(piece.values) for piece in chunk) <= most for chunk in chunks)
+    assert torch.equal(torch.cat([piece.values for chunk in chunks for piece in chunk]), torch.cat(tensors))
+    assert len(chunks) == {1: 12, 2: 6, 3: 5, 100: 1}[most]

@@ -147,3 +147,12 @@ def test_plain_attention_is_clipped_too(shared):
     gamma = qk_clip_([group], before[None], tau)
     assert int((gamma < 1).sum()) == 2
     torch.testing.assert_close(largest(), before.clamp(max=tau))
+
+
+def test_maxima_of_other_heads_and_keys_of_other_heads_are_refused():
+    model = build()
+    optimizer = make_muonclip(model)
+    with pytest.raises(ValueError, match=r"max_scores of shape \(1, 8\), expected \[layers, heads\] \(3, 2\)"):
+        optimizer.step(max_scores=torch.ones(1, 8))
+    with pytest.raises(ValueError, match="8 query rows and 4 key rows"):
+        QKGroup.multi_head("a", torch.randn(8, 3), torch.randn(4, 3), num_heads=4)

@@ -128,3 +128,33 @@ def test_golden_steps_are_plain_and_answered(tmp_path, monkeypatch):
                 torch.tensor(case["expected"][name]) - torch.tensor(start),
             )
             assert float((found[name] - expected).norm()) <= case["relative_tolerance"] * float(moved.norm()) + 1e-6
+
+
+def spoilt(when):
+    """Our optimizer, with NaN for what it should have given where `when` says so."""
+
+    def run(problem, steps):
+        found = adapters.ours(problem, steps)
+        return {name: value * torch.nan if when(name, problem, steps) else value for name, value in found.items()}
+
+    return run
+
+
+def gradient_below(limit):
+    return lambda name, problem, steps: 0 < float(steps[0][0].gradients[name].abs().max()) < limit
+
+
+@pytest.mark.parametrize(
+    ("when", "check"),
+    [
+        (gradient_below(1e-15), "the size of the gradient does not matter"),
+        (lambda name, problem, steps: problem.parameters[name].ndim == 3, "each matrix of a stack by itself"),
+        (lambda name, problem, steps: problem.parameters[name].shape == (10, 40), "its size is 0.2"),
+        (lambda name, problem, steps: name.endswith("1.key_value"), "maxima over all micro-batches"),
+    ],
+    ids=["tiny gradients", "stacks", "one shape", "one layer"],
+)
+def test_nan_never_passes(when, check):
+    assert any(name.startswith(check) for name in failures(spoilt(when)))
+    compared = kit.same(spoilt(lambda name, problem, steps: name.endswith(("key_value", "weight"))), adapters.ours)
+    assert not any(finding.passed for finding in compared)
