@@ -447,10 +447,10 @@ def _audit(arguments: argparse.Namespace) -> int:
 
         console.result(audit_table(config, as_json=arguments.json))
         return 0
-    from openk2.commands.sharded_audit import as_json, compare, describe, small_enough
+    from openk2.commands.sharded_audit import compare, describe, small_enough
 
     found = compare(small_enough(config.model), config.optim, arguments.engine, processes=arguments.processes)
-    console.result((as_json if arguments.json else describe)(found))
+    console.result(json.dumps(found, indent=2) if arguments.json else describe(found))
     return 0 if found["passed"] else 1
 
 

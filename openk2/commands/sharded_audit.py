@@ -8,7 +8,6 @@ given.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
@@ -75,6 +74,7 @@ def compare(
         found = load_file(Path(folder) / "result.safetensors")
     sharded = SteppedModel({n[2:]: t for n, t in found.items() if n.startswith("p.")}, found["max"], found["counts"])
     start = _fresh(model).state_dict()
+    maxima = _relative(sharded.max_scores - dense.max_scores, dense.max_scores)
     rows = [
         Row(name, _relative(sharded.parameters[name] - value, value), _relative(value - start[name], start[name]))
         for name, value in dense.parameters.items()
@@ -84,10 +84,10 @@ def compare(
         "processes": processes,
         "steps": steps,
         "rows": [asdict(row) | {"passed": row.passed} for row in rows],
-        "max_scores": _relative(sharded.max_scores - dense.max_scores, dense.max_scores),
+        "max_scores": maxima,
         "counts_differ": int((sharded.expert_counts - dense.expert_counts).abs().sum()),
         "passed": all(row.passed for row in rows)
-        and _relative(sharded.max_scores - dense.max_scores, dense.max_scores) <= TOLERANCE
+        and maxima <= TOLERANCE
         and torch.equal(sharded.expert_counts, dense.expert_counts),
     }
 
@@ -171,10 +171,6 @@ def _process(rank: int, size: int, folder: Path, *what: Any) -> None:
 
 def _relative(difference: Tensor, value: Tensor) -> float:
     return float(difference.double().norm() / value.double().norm().clamp(min=1e-30))
-
-
-def as_json(found: dict[str, Any]) -> str:
-    return json.dumps(found, indent=2)
 
 
 def small_enough(model: ModelConfig) -> ModelConfig:

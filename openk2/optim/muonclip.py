@@ -82,14 +82,15 @@ class _Piece:
 
 def _chunks(pieces: Iterable[_Piece], most: int) -> Iterator[list[_Piece]]:
     """The matrices of all pieces in order, about `most` of them at a time."""
+    most = max(most, 1)
     chunk: list[_Piece] = []
-    room = max(most, 1)
+    room = most
     for piece in pieces:
-        for first in range(0, len(piece.values), max(most, 1)):
-            part = piece.slice(first, first + max(most, 1))
+        for first in range(0, len(piece.values), most):
+            part = piece.slice(first, first + most)
             if chunk and len(part.values) > room:
                 yield chunk
-                chunk, room = [], max(most, 1)
+                chunk, room = [], most
             chunk.append(part)
             room -= len(part.values)
     if chunk:
@@ -246,7 +247,7 @@ class MuonClip(torch.optim.Optimizer):
         norms = torch._foreach_norm(grads) if grads else []
         squares = [float(norm) ** 2 for norm in norms]
         here = torch.tensor([math.nan if spoilt else sum(squares)], dtype=torch.float64)
-        return math.sqrt(max(total, 0.0)) if not math.isnan(total := float(self.placement.total(here))) else math.nan
+        return math.sqrt(float(self.placement.total(here)))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Only what the constructor was given can be optimised: a parameter needs its `ParameterSpec`."""

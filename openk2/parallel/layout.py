@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from typing import cast
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
 
 from openk2.config.run import ParallelConfig
 from openk2.model.model import Model
@@ -48,32 +46,3 @@ def lay_out(model: Model, config: ParallelConfig, world: World) -> Placement:
     for name in _ENTRANCES:
         register_fsdp_forward_method(model, name)
     return Sharded(world)
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """A sharded tensor brought together on every process; any other one as it is."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def whole_like(part: Tensor, parameter: Tensor) -> Tensor:
-    """An optimizer's state, sharded like its parameter, brought together on every process."""
-    if not isinstance(parameter, DTensor) or part.ndim == 0:
-        return part
-    shaped = DTensor.from_local(
-        part,
-        parameter.device_mesh,
-        parameter.placements,
-        run_check=False,
-        shape=parameter.shape,
-        stride=parameter.stride(),
-    )
-    return shaped.full_tensor()
-
-
-@torch.no_grad()
-def part_like(tensor: Tensor, parameter: Tensor, placement: Placement) -> Tensor:
-    """This process's part of a whole tensor shaped like `parameter`."""
-    if not isinstance(parameter, DTensor) or tensor.ndim == 0:
-        return tensor
-    first = placement.first_row(parameter)
-    return tensor[first : first + parameter.to_local().shape[0]].clone()

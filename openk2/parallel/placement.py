@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from openk2.parallel.world import World
+from openk2.protocols import Placement
 
 
 def shard_rows(rows: int, size: int) -> list[int]:
@@ -86,3 +87,32 @@ class Sharded:
     def is_cut(self, parameter: Tensor, shape: tuple[int, int]) -> bool:
         ends = accumulate(self._elements(parameter))
         return any(end % (shape[0] * shape[1]) for end in ends)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor brought together on every process; any other one as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_like(part: Tensor, parameter: Tensor) -> Tensor:
+    """An optimizer's state, sharded like its parameter, brought together on every process."""
+    if not isinstance(parameter, DTensor) or part.ndim == 0:
+        return part
+    shaped = DTensor.from_local(
+        part,
+        parameter.device_mesh,
+        parameter.placements,
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )
+    return shaped.full_tensor()
+
+
+@torch.no_grad()
+def part_like(tensor: Tensor, parameter: Tensor, placement: Placement) -> Tensor:
+    """This process's part of a whole tensor shaped like `parameter`."""
+    if not isinstance(parameter, DTensor) or tensor.ndim == 0:
+        return tensor
+    first = placement.first_row(parameter)
+    return tensor[first : first + parameter.to_local().shape[0]].clone()

@@ -33,11 +33,11 @@ class World:
 
     def sum(self, values: Tensor) -> Tensor:
         """Added over the processes; `values` itself stays."""
-        return self._reduced(values, dist.ReduceOp.SUM)
+        return values if self.size == 1 else self._from_all(values).sum(0)
 
     def max(self, values: Tensor) -> Tensor:
-        """The largest over the processes."""
-        return self._reduced(values, dist.ReduceOp.MAX)
+        """The largest over the processes; nan where one of them has nan."""
+        return values if self.size == 1 else self._from_all(values).amax(0)
 
     def any(self, value: bool) -> bool:
         """Whether it holds on one process at least."""
@@ -66,12 +66,11 @@ class World:
         self.agree(lambda: result.append(work()))
         return result[0] if self.first else work()
 
-    def _reduced(self, values: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
-        if self.size == 1:
-            return values
-        values = values.clone()
-        dist.all_reduce(values, operation)
-        return values
+    def _from_all(self, values: Tensor) -> Tensor:
+        """Every process's values, in the order of ranks: [size, ...]. A few numbers, never weights."""
+        parts = [torch.empty_like(values) for _ in range(self.size)]
+        dist.all_gather(parts, values.contiguous())
+        return torch.stack(parts)
 
 
 ALONE = World()

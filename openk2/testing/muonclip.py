@@ -13,10 +13,8 @@ optimizer may be sharded, compiled or written in another language.
 `python -m openk2.testing.muonclip` prints the table of our optimizer, of torch's
 Muon on the part that it has, and of four that are wrong on purpose.
 
-The reference is written apart from `openk2.optim`: in float64, with the
-Newton-Schulz polynomial applied to singular values. Sources: K2 report (arXiv
-2507.20534), Algorithm 1 and section 2.1; Moonlight (arXiv 2502.16982), section 2.
-Left out: AdamW's part, for which torch's own is the reference.
+The problems and the reference, written apart from `openk2.optim`, are in
+`muonclip_problems`. Left out: AdamW's part, for which torch's own is the reference.
 """
 
 from __future__ import annotations
@@ -24,83 +22,31 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from openk2.observe.files import write_atomic
+from openk2.testing.muonclip_problems import (
+    Adapter,
+    Micro,
+    Problem,
+    Steps,
+    attention_problem,
+    clip_steps,
+    larger_maxima,
+    matrix_problem,
+    problems,
+    random_steps,
+    random_tensor,
+    reference,
+)
 
 PARTS = ("muon", "stacks", "guards", "accumulation", "clip")
 TOLERANCE = 0.05  # of an update's length: bf16 products, whose rounding the iteration enlarges
 EXACT = 1e-5  # of what is computed in fp32
-_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-
-
-@dataclass(frozen=True)
-class Attention:
-    """One latent-attention layer: which parameters it uses, and what they are applied to.
-
-    `query` names a parameter [H * (nope + rope), in], `key_value` one of [H * (nope + value), latent]; `rotary_key` is
-    the parameter [rope, model] that all heads share. Inputs: `query_input` [N, in], `latent` [N, latent], `x` [N,
-    model].
-    """
-
-    query: str
-    key_value: str
-    rotary_key: str
-    num_heads: int
-    nope_dim: int
-    rope_dim: int
-    value_dim: int
-    query_input: Tensor
-    latent: Tensor
-    x: Tensor
-
-    def max_scores(self, parameters: Mapping[str, Tensor]) -> Tensor:
-        """The largest causal softmax input of each head [H], from every score."""
-        q = (self.query_input @ parameters[self.query].T).unflatten(1, (self.num_heads, -1))
-        k = (self.latent @ parameters[self.key_value].T).unflatten(1, (self.num_heads, -1))[..., : self.nope_dim]
-        rotary = self.x @ parameters[self.rotary_key].T
-        scores = torch.einsum("qhn,khn->hqk", q[..., : self.nope_dim], k)
-        scores = scores + torch.einsum("qhr,kr->hqk", q[..., self.nope_dim :], rotary)
-        seen = torch.ones(scores.shape[1:], dtype=torch.bool).tril()
-        return (scores * (self.nope_dim + self.rope_dim) ** -0.5).masked_fill(~seen, -torch.inf).amax((1, 2))
-
-
-@dataclass(frozen=True)
-class Settings:
-    """K2's names and defaults. `tau` None: no QK-Clip."""
-
-    lr: float = 0.02
-    weight_decay: float = 0.1
-    momentum: float = 0.95
-    ns_steps: int = 5
-    update_rms: float = 0.2
-    tau: float | None = None
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What an optimizer is built over. `matrices` gives each parameter's (count, rows, columns)."""
-
-    parameters: Mapping[str, Tensor]
-    matrices: Mapping[str, tuple[int, int, int]]
-    settings: Settings
-    attention: tuple[Attention, ...] = ()
-
-
-@dataclass(frozen=True)
-class Micro:
-    """One micro-batch: gradients by parameter, and the maximum scores [H] of each attention layer."""
-
-    gradients: Mapping[str, Tensor]
-    max_scores: Sequence[Tensor] = ()
-
-
-Steps = Sequence[Sequence[Micro]]
-Adapter = Callable[[Problem, Steps], Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -138,7 +84,7 @@ def check(adapter: Adapter, parts: Iterable[str] = PARTS) -> list[Finding]:
 def same(adapter: Adapter, other: Adapter) -> list[Finding]:
     """Whether two ways to run one optimizer agree, for instance sharded and whole: all problems, to rounding."""
     found = []
-    for part, name, problem, steps in _problems():
+    for part, name, problem, steps in problems():
         left, right = adapter(problem, steps), other(problem, steps)
         distance = _worst(
             _relative(left[key] - right[key], right[key] - start) for key, start in problem.parameters.items()
@@ -159,106 +105,6 @@ def table(findings: Sequence[Finding]) -> str:
     return "\n".join(lines)
 
 
-# --- reference -------------------------------------------------------------------------------------------------------
-
-
-def reference(problem: Problem, steps: Steps) -> dict[str, Tensor]:
-    """Muon's steps in float64, without QK-Clip: an adapter like any other."""
-    s = problem.settings
-    values = {name: p.double() for name, p in problem.parameters.items()}
-    momenta = {name: torch.zeros_like(p) for name, p in values.items()}
-    for micros in steps:
-        for name, (count, rows, columns) in problem.matrices.items():
-            gradient = torch.stack([micro.gradients[name].double() for micro in micros]).sum(0)
-            momenta[name] = s.momentum * momenta[name] + gradient
-            ahead = (gradient + s.momentum * momenta[name]).view(count, rows, columns)
-            update = torch.stack([_through_polynomial(one, s.ns_steps) for one in ahead]).view_as(gradient)
-            scale = s.update_rms * math.sqrt(max(rows, columns))
-            values[name] = values[name] * (1 - s.lr * s.weight_decay) - s.lr * scale * update
-    return values
-
-
-def _through_polynomial(matrix: Tensor, steps: int) -> Tensor:
-    u, singular, vt = torch.linalg.svd(matrix, full_matrices=False)
-    if not singular.any():
-        return torch.zeros_like(matrix)
-    singular = singular / singular.norm()
-    a, b, c = _COEFFICIENTS
-    for _ in range(steps):
-        singular = a * singular + b * singular**3 + c * singular**5
-    return (u * singular) @ vt
-
-
-# --- problems --------------------------------------------------------------------------------------------------------
-
-
-def _random(*shape: int, seed: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def _matrix_problem(*shape: int, **settings: float) -> Problem:
-    """One parameter "weight": a matrix, or a stack of them."""
-    count = shape[0] if len(shape) == 3 else 1
-    matrices = (count, shape[-2], shape[-1])
-    return Problem({"weight": _random(*shape, seed=1)}, {"weight": matrices}, replace(Settings(), **settings))  # type: ignore[arg-type]
-
-
-def _steps(problem: Problem, count: int, *, micro_batches: int = 1, scale: float = 1.0) -> list[list[Micro]]:
-    def gradients(seed: int) -> dict[str, Tensor]:
-        return {name: _random(*p.shape, seed=seed) * scale for name, p in problem.parameters.items()}
-
-    return [[Micro(gradients(100 * step + micro + 2)) for micro in range(micro_batches)] for step in range(count)]
-
-
-def _attention_problem(tau_rank: int = 3) -> tuple[Problem, list[Attention]]:
-    """Two layers of four heads, learning rate 0, and tau between the heads' maxima over two batches of inputs.
-
-    Returns the problem with the first batch of inputs in it and the layers on the second one.
-    """
-    heads, nope, rope, value, rank, width = 4, 6, 4, 5, 8, 10
-    parameters: dict[str, Tensor] = {}
-    first: list[Attention] = []
-    second: list[Attention] = []
-    for layer in range(2):
-        names = [f"layers.{layer}.{part}" for part in ("query", "key_value", "rotary_key")]
-        shapes = ((heads * (nope + rope), rank), (heads * (nope + value), rank), (rope, width))
-        for index, (name, shape) in enumerate(zip(names, shapes, strict=True)):
-            parameters[name] = _random(*shape, seed=10 * layer + index)
-        for seed, layers in ((50, first), (60, second)):
-            inputs = [_random(12, size, seed=seed + layer * 3 + i) for i, size in enumerate((rank, rank, width))]
-            query, key_value, rotary_key = names
-            x_query, latent, x = inputs
-            layers.append(Attention(query, key_value, rotary_key, heads, nope, rope, value, x_query, latent, x))
-    maxima = torch.cat([_both(a, b, parameters) for a, b in zip(first, second, strict=True)])
-    tau = float(maxima.sort().values[tau_rank : tau_rank + 2].mean())
-    matrices = {name: (1, *p.shape) for name, p in parameters.items()}
-    settings = replace(Settings(), lr=0.0, weight_decay=0.0, tau=tau)
-    return Problem(parameters, matrices, settings, tuple(first)), second  # type: ignore[arg-type]
-
-
-def _both(one: Attention, other: Attention, parameters: Mapping[str, Tensor]) -> Tensor:
-    return torch.maximum(one.max_scores(parameters), other.max_scores(parameters))
-
-
-def _clip_steps(problem: Problem, *batches: Sequence[Attention]) -> list[list[Micro]]:
-    zero = {name: torch.zeros_like(p) for name, p in problem.parameters.items()}
-    return [[Micro(zero, [layer.max_scores(problem.parameters) for layer in batch]) for batch in batches]]
-
-
-def _problems() -> list[tuple[str, str, Problem, Steps]]:
-    """What `same` compares on."""
-    plain, stack = _matrix_problem(12, 20), _matrix_problem(4, 16, 8)
-    clipped, second = _attention_problem()
-    return [
-        ("muon", "steps on a matrix", plain, _steps(plain, 3)),
-        ("stacks", "steps on a stack", stack, _steps(stack, 3)),
-        ("clip", "clipped weights", clipped, _clip_steps(clipped, clipped.attention, second)),
-    ]
-
-
-# --- checks ----------------------------------------------------------------------------------------------------------
-
-
 def _relative(difference: Tensor, moved: Tensor) -> float:
     return float(difference.double().norm() / moved.double().norm().clamp(min=1e-30))
 
@@ -274,8 +120,8 @@ def _update(adapter: Adapter, problem: Problem, steps: Steps) -> Tensor:
 
 def _directions(adapter: Adapter) -> Finding:
     """One step without momentum or decay: singular vectors are the gradient's, singular values the polynomial's."""
-    problem = _matrix_problem(12, 20, momentum=0.0, weight_decay=0.0, lr=1.0)
-    steps = _steps(problem, 1)
+    problem = matrix_problem(12, 20, momentum=0.0, weight_decay=0.0, lr=1.0)
+    steps = random_steps(problem, 1)
     moved = -_update(adapter, problem, steps)
     u, _, vt = torch.linalg.svd(steps[0][0].gradients["weight"].double(), full_matrices=False)
     seen = u.T @ moved @ vt.T
@@ -290,9 +136,9 @@ def _size(adapter: Adapter) -> Finding:
     """The update's root mean square is `update_rms` whatever the shape (Moonlight's match)."""
     ratios = []
     for shape in ((12, 20), (40, 10), (10, 40), (16, 16)):
-        problem = _matrix_problem(*shape, momentum=0.0, weight_decay=0.0, lr=1.0)
-        expected = reference(problem, _steps(problem, 1))["weight"] - problem.parameters["weight"].double()
-        ratios.append(float(_update(adapter, problem, _steps(problem, 1)).norm() / expected.norm()))
+        problem = matrix_problem(*shape, momentum=0.0, weight_decay=0.0, lr=1.0)
+        expected = reference(problem, random_steps(problem, 1))["weight"] - problem.parameters["weight"].double()
+        ratios.append(float(_update(adapter, problem, random_steps(problem, 1)).norm() / expected.norm()))
     worst = max(ratios, key=lambda ratio: math.inf if math.isnan(ratio) else abs(math.log(max(ratio, 1e-9))))
     why = f"the update is {worst:.2f} times 0.2 sqrt(max(rows, columns)) of an orthogonal matrix"
     return Finding("muon", "its size is 0.2 sqrt(max(rows, columns))", abs(worst - 1), TOLERANCE, why)
@@ -300,8 +146,8 @@ def _size(adapter: Adapter) -> Finding:
 
 def _three_steps(adapter: Adapter) -> Finding:
     """Momentum, look-ahead, decay and scale together, against the reference."""
-    problem = _matrix_problem(12, 20)
-    steps = _steps(problem, 3)
+    problem = matrix_problem(12, 20)
+    steps = random_steps(problem, 3)
     expected = reference(problem, steps)["weight"]
     found = adapter(problem, steps)["weight"].double()
     start = problem.parameters["weight"].double()
@@ -320,7 +166,7 @@ def _three_steps(adapter: Adapter) -> Finding:
 
 
 def _decay_alone(adapter: Adapter) -> Finding:
-    problem = _matrix_problem(12, 20, lr=0.1, weight_decay=0.5)
+    problem = matrix_problem(12, 20, lr=0.1, weight_decay=0.5)
     zero = [[Micro({"weight": torch.zeros(12, 20)})]]
     expected = problem.parameters["weight"] * 0.95
     found = adapter(problem, zero)["weight"]
@@ -331,9 +177,9 @@ def _decay_alone(adapter: Adapter) -> Finding:
 
 def _each_by_itself(adapter: Adapter) -> Finding:
     """A stack moves as its matrices, each given alone; they differ in size, so that a neighbour would be felt."""
-    problem = _matrix_problem(4, 16, 8, weight_decay=0.0)
+    problem = matrix_problem(4, 16, 8, weight_decay=0.0)
     sizes = torch.tensor([1e-3, 1.0, 1e3, 30.0])[:, None, None]
-    gradient = _random(4, 16, 8, seed=2) * sizes
+    gradient = random_tensor(4, 16, 8, seed=2) * sizes
     found = _update(adapter, problem, [[Micro({"weight": gradient})]])
     expected = reference(problem, [[Micro({"weight": gradient})]])["weight"] - problem.parameters["weight"].double()
     flat = replace(problem, matrices={"weight": (1, 64, 8)})
@@ -346,10 +192,10 @@ def _each_by_itself(adapter: Adapter) -> Finding:
 
 def _gradient_scale(adapter: Adapter) -> Finding:
     """The same step from gradients a trillion times smaller or larger."""
-    problem = _matrix_problem(12, 20, weight_decay=0.0)
-    plain = _update(adapter, problem, _steps(problem, 2))
+    problem = matrix_problem(12, 20, weight_decay=0.0)
+    plain = _update(adapter, problem, random_steps(problem, 2))
     distances = {
-        scale: _relative(_update(adapter, problem, _steps(problem, 2, scale=scale)) - plain, plain)
+        scale: _relative(_update(adapter, problem, random_steps(problem, 2, scale=scale)) - plain, plain)
         for scale in (1e-12, 1e-20, 1e12)
     }
     worst = max(distances, key=lambda scale: math.inf if math.isnan(distances[scale]) else distances[scale])
@@ -359,8 +205,8 @@ def _gradient_scale(adapter: Adapter) -> Finding:
 
 def _non_finite(adapter: Adapter) -> Finding:
     """A step with nan in it changes nothing: neither the weights nor what the next step does."""
-    problem = _matrix_problem(12, 20)
-    first, second = _steps(problem, 2)
+    problem = matrix_problem(12, 20)
+    first, second = random_steps(problem, 2)
     bad = dict(first[0].gradients)
     bad["weight"] = bad["weight"].clone()
     bad["weight"][3, 4] = torch.nan
@@ -372,8 +218,8 @@ def _non_finite(adapter: Adapter) -> Finding:
 
 def _micro_batches(adapter: Adapter) -> Finding:
     """Four micro-batches are the step that their sum is."""
-    problem = _matrix_problem(12, 20)
-    many = _steps(problem, 2, micro_batches=4)
+    problem = matrix_problem(12, 20)
+    many = random_steps(problem, 2, micro_batches=4)
     sums = [[Micro({"weight": torch.stack([m.gradients["weight"] for m in micros]).sum(0)})] for micros in many]
     plain = _update(adapter, problem, sums)
     why = "micro-batches are orthogonalised one by one"
@@ -447,8 +293,8 @@ def _maxima(problem: Problem) -> list[Tensor]:
 
 def _comes_to_tau(adapter: Adapter) -> Finding:
     """With learning rate 0, the same inputs' maxima afterwards: tau for clipped heads, unchanged for the others."""
-    problem, _ = _attention_problem()
-    seen, after = _clipped(adapter, problem, _clip_steps(problem, problem.attention))
+    problem, _ = attention_problem()
+    seen, after = _clipped(adapter, problem, clip_steps(problem, problem.attention))
     assert problem.settings.tau is not None
     before = torch.stack(_maxima(problem))
     again = torch.stack([layer.max_scores(after) for layer in problem.attention])
@@ -460,8 +306,8 @@ def _comes_to_tau(adapter: Adapter) -> Finding:
 
 def _right_rows(adapter: Adapter) -> Finding:
     """sqrt(gamma) on query and key, gamma on the rotary query, nothing on values and the shared rotary key."""
-    problem, _ = _attention_problem()
-    seen, _ = _clipped(adapter, problem, _clip_steps(problem, problem.attention))
+    problem, _ = attention_problem()
+    seen, _ = _clipped(adapter, problem, clip_steps(problem, problem.attention))
     root, one = seen.gamma.sqrt(), torch.ones_like(seen.gamma)
     wrong = [
         (seen.query_nope - root).abs().max(),
@@ -477,13 +323,15 @@ def _right_rows(adapter: Adapter) -> Finding:
 
 def _all_micro_batches(adapter: Adapter) -> Finding:
     """The maximum is over all micro-batches, whichever holds it."""
-    problem, second = _attention_problem()
-    together = torch.stack([_both(a, b, problem.parameters) for a, b in zip(problem.attention, second, strict=True)])
+    problem, second = attention_problem()
+    together = torch.stack(
+        [larger_maxima(a, b, problem.parameters) for a, b in zip(problem.attention, second, strict=True)]
+    )
     zero = {name: torch.zeros_like(p) for name, p in problem.parameters.items()}
     expected = adapter(problem, [[Micro(zero, list(together))]])
     distances = []
     for batches in ((problem.attention, second), (second, problem.attention)):
-        found = adapter(problem, _clip_steps(problem, *batches))
+        found = adapter(problem, clip_steps(problem, *batches))
         distances += [_relative(found[name] - expected[name], expected[name]) for name in expected]
     why = "only one micro-batch's maxima count"
     return Finding("clip", "maxima over all micro-batches", _worst(distances), EXACT, why)
@@ -498,11 +346,9 @@ _clip = (_comes_to_tau, _right_rows, _all_micro_batches)
 
 def golden() -> list[dict[str, object]]:
     """The problems of `same` with their answers, as plain lists: for optimizers that Python cannot call."""
-    from openk2.testing.muonclip_adapters import ours
-
     found = []
-    for part, name, problem, steps in _problems():
-        answer = ours(problem, steps) if problem.attention else reference(problem, steps)
+    for part, name, problem, steps in problems():
+        answer = reference(problem, steps)
         found.append(
             {
                 "name": f"{part}: {name}",

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from openk2.optim.muonclip import MuonClip
 from openk2.protocols import ParameterSpec, QKGroup
-from openk2.testing.muonclip import PARTS, Adapter, Micro, Problem, Steps
+from openk2.testing.muonclip import PARTS
+from openk2.testing.muonclip_problems import Adapter, Micro, Problem, Steps
 
 # (weights, problem, maxima [layers][H]) -> scales the weights in place
 ClipRule = Callable[[Mapping[str, Tensor], Problem, Sequence[Tensor]], None]

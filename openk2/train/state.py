@@ -10,7 +10,7 @@ from torch import Tensor
 from openk2.model.model import Model
 from openk2.optim.muonclip import MuonClip
 from openk2.optim.placement import WHOLE
-from openk2.parallel.layout import part_like, whole, whole_like
+from openk2.parallel.placement import part_like, whole, whole_like
 from openk2.protocols import Placement
 
 
@@ -50,12 +50,9 @@ def unpack(state: dict[str, Any], model: Model, optimizer: MuonClip) -> dict[str
 @torch.no_grad()
 def _load(model: Model, state: dict[str, Tensor], placement: Placement) -> None:
     """`load_state_dict`, each process taking its part."""
-    parts = {
-        name: part_like(state[name], tensor, placement) if name in state else None
-        for name, tensor in model.state_dict(keep_vars=True).items()
-    }
-    if placement is WHOLE or None in parts.values() or set(state) != set(parts):
+    held = model.state_dict(keep_vars=True)
+    if placement is WHOLE or set(state) != set(held):
         model.load_state_dict(state)  # which says what does not fit
         return
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        placement.local(tensor).copy_(parts[name])
+    for name, tensor in held.items():
+        placement.local(tensor).copy_(part_like(state[name], tensor, placement))

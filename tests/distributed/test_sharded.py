@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from small_training import SMALL
-from worlds import agree, exchange, in_world
+from worlds import agree, exchange, in_world, resume
 
 from openk2.commands import sharded_audit
 from openk2.commands.sharded_audit import compare, describe
@@ -53,6 +53,11 @@ def test_whole_matrices_come_together_once_and_go_back(size, tmp_path):
 
 def test_a_matrix_of_fewer_rows_than_processes(tmp_path):
     in_world(3, tmp_path, exchange, [(2, 4), (2, 4)], (2, 4), [])
+
+
+@pytest.mark.parametrize("ep", [1, 2])
+def test_a_saved_state_goes_on_bit_for_bit(ep, tmp_path):
+    in_world(2, tmp_path, resume, SMALL, ep)
 
 
 def test_processes_agree_and_end_together(tmp_path):

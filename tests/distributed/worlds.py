@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,20 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from small_training import batch, same_tensors
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
+from openk2.config.model import ModelConfig
+from openk2.config.run import OptimConfig, ParallelConfig
+from openk2.model.model import Model
+from openk2.optim.muonclip import MuonClip
+from openk2.parallel.layout import lay_out
 from openk2.parallel.placement import Sharded, shard_rows
 from openk2.parallel.world import World, leave_world
+from openk2.train.batch import supervised
+from openk2.train.state import pack, unpack, whole_state
+from openk2.train.step import train_step
 
 
 def _in_world(rank: int, size: int, store: str, work: Any, arguments: tuple[Any, ...]) -> None:
@@ -82,3 +92,30 @@ def agree(world: World, folder: Path) -> None:
 
     with pytest.raises(ValueError if world.first else SystemExit):
         world.agree(refuse)
+
+
+def resume(world: World, config: ModelConfig, ep: int) -> None:
+    """What is packed after a step, put into another model, takes the next step to the same bits."""
+
+    def made(seed: int) -> tuple[Model, MuonClip]:
+        model = Model(config).init_weights(seed)
+        placement = lay_out(model, ParallelConfig(dp=world.size, ep=ep), world)
+        return model, MuonClip.from_config(model.parameter_specs(), model.qk_groups(), OptimConfig(), placement)
+
+    def step(model: Model, optimizer: MuonClip, seed: int) -> None:
+        given = supervised(batch(seed), 1)
+        settings = {"lr": 3e-3, "balance_loss_alpha": 1e-2, "bias_update_rate": 1e-2}
+        train_step(model, optimizer, given[world.rank :: world.size], **settings, world=world)
+
+    first, second = made(0), made(1)
+    step(*first, seed=0)
+    state = copy.deepcopy(pack(*first, {"place": 1}))  # as from a disk, sharing nothing
+    assert unpack(state, *second) == {"place": 1}
+    assert same_tensors(whole_state(second[0]), state["model"])
+    assert any(router.e_score_correction_bias.any() for router in second[0].routers())
+    step(*first, seed=1)
+    step(*second, seed=1)
+    after = pack(*first, {})
+    assert same_tensors(after, pack(*second, {})) and not same_tensors(after["model"], state["model"])
+    alone = Model(config)
+    alone.load_state_dict(after["model"])  # a checkpoint of several processes is one of a single process too

@@ -10,6 +10,7 @@ import torch
 
 from openk2.testing import muonclip as kit
 from openk2.testing import muonclip_adapters as adapters
+from openk2.testing import muonclip_problems as problems
 
 
 def failures(adapter, parts=kit.PARTS) -> dict[str, str]:
@@ -120,7 +121,7 @@ def test_golden_steps_are_plain_and_answered(tmp_path, monkeypatch):
     kit._main()
     cases = json.loads((tmp_path / "golden.json").read_text())
     assert [case["name"].split(":")[0] for case in cases] == ["muon", "stacks", "clip"]
-    for case, (_, _, problem, steps) in zip(cases, kit._problems(), strict=True):
+    for case, (_, _, problem, steps) in zip(cases, problems.problems(), strict=True):
         found = adapters.ours(problem, steps)
         for name, start in case["parameters"].items():
             expected, moved = (
