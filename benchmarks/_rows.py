@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from openk2.observe.files import write_atomic
+from openk2.observe.memory import keep_freed_memory
 from openk2.observe.run_folder import git_commit
 
 
@@ -39,6 +40,7 @@ class Rows:
     """The rows of one benchmark, written as they are found; those of the same commit and device are not made again."""
 
     def __init__(self, description: str) -> None:
+        keep_freed_memory()  # as a training run does; both sides have it
         parser = argparse.ArgumentParser(description=description)
         parser.add_argument("--quick", action="store_true", help="fewer rounds and the small sizes only")
         parser.add_argument("--json", type=Path, help="write the rows to this file, and go on from those in it")

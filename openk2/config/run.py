@@ -105,6 +105,9 @@ class TrainConfig:
     balance_loss_alpha: float = 1e-4  # sequence-wise balance loss, per document
     bias_update_rate: float = 1e-3  # of the router's selection bias, each step
     dtype: str = field(default="auto", metadata={"choices": ("auto", "bf16", "fp32")})
+    attention: str = field(default="auto", metadata={"choices": ("auto", "tiled", "flex", "sdpa")})
+    # Norms, activations, latent attention's up-projections and experts' outputs made again instead of kept.
+    recompute: str = field(default="none", metadata={"choices": ("none", "selective")})
     seed: int = 0
     checkpoint_every: int = 50
     eval_every: int = 100

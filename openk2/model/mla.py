@@ -13,21 +13,29 @@ Left out: attention biases, which no K2 checkpoint has.
 
 from __future__ import annotations
 
+from typing import NamedTuple, cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openk2.config.model import ModelConfig
-from openk2.model.layout import Layout
+from openk2.model.context import ForwardContext
 from openk2.model.norm import RMSNorm
 from openk2.model.rope import softmax_scale
-from openk2.ops.attention import document_attention, exact_peak_scores
-from openk2.ops.fused import rotate
+from openk2.ops.attention import exact_peak_scores
+from openk2.ops.recompute import KEEP, Recompute
+from openk2.ops.rotary import key_value_heads, query_heads, rotate
 
 # The two norms inside attention use this epsilon whatever the config says, as in the released code.
 INNER_NORM_EPS = 1e-6
-# A rounded maximum below this share of tau cannot hide a true one above it (bf16: 2^-8 relative).
-NEAR_TAU = 0.98
+
+
+class Scores(NamedTuple):
+    """The largest softmax input of each head and a number it does not exceed, fp32 [H]; the same where it is exact."""
+
+    largest: Tensor
+    bounds: Tensor
 
 
 class MultiHeadLatentAttention(nn.Module):
@@ -56,62 +64,60 @@ class MultiHeadLatentAttention(nn.Module):
         """The projection whose rows are the heads' queries."""
         return self.q_proj.weight if self.config.q_lora_rank is None else self.q_b_proj.weight
 
-    def _queries(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """x [N, D], cos/sin [N, r/2] -> nope [N, H, n] and rotated rope [N, H, r]."""
-        config = self.config
-        if config.q_lora_rank is None:
-            q = F.linear(x, self.q_proj.weight.to(x.dtype))
-        else:
-            latent = self.q_a_layernorm(F.linear(x, self.q_a_proj.weight.to(x.dtype)))
-            q = F.linear(latent, self.q_b_proj.weight.to(x.dtype))
-        nope, rope = q.unflatten(-1, (config.num_attention_heads, -1)).split(
-            (config.qk_nope_head_dim, config.qk_rope_head_dim), dim=-1
-        )
-        return nope, rotate(rope, cos, sin)
+    def _query_latent(self, x: Tensor, again: Recompute = KEEP) -> Tensor:
+        """x [N, D] -> what the queries are projected from: the normalised query latent, or x itself without one."""
+        if self.config.q_lora_rank is None:
+            return x
+        return cast(Tensor, again(self.q_a_layernorm, F.linear(x, self.q_a_proj.weight.to(x.dtype))))
 
-    def latents(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """x [N, D] -> normalised latent [N, C] and rotated shared key [N, r]: what the cache holds."""
+    def _queries(self, latent: Tensor, turns: Tensor) -> Tensor:
+        """The latent of `_query_latent`, turns [B, T, r/2] -> rotated queries [B, H, T, n + r]."""
+        flat = F.linear(latent, self.query_weight.to(latent.dtype)).view(*turns.shape[:2], -1)
+        return query_heads(flat, turns, heads=self.config.num_attention_heads, nope=self.config.qk_nope_head_dim)
+
+    def latents(self, x: Tensor, turns: Tensor, again: Recompute = KEEP) -> tuple[Tensor, Tensor]:
+        """x [N, D], turns [B, T, r/2] -> normalised latent [N, C], rotated shared key [N, r]: what the cache holds."""
         joint = F.linear(x, self.kv_a_proj_with_mqa.weight.to(x.dtype))
         latent, rope = joint.split((self.config.kv_lora_rank, self.config.qk_rope_head_dim), dim=-1)
-        return self.kv_a_layernorm(latent.contiguous()), rotate(rope.unsqueeze(1), cos, sin).squeeze(1)
+        return again(self.kv_a_layernorm, latent.contiguous()), rotate(rope, turns.flatten(0, 1))
 
-    def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, layout: Layout, tau: float | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Attend within documents.
+    def _keys_values(self, latent: Tensor, rope: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+        """latent [N, C], rope [N, r] -> keys [B, H, T, n + r] and values [B, H, T, v]."""
+        unfolded = F.linear(latent, self.kv_b_proj.weight.to(latent.dtype)).unflatten(0, (batch, -1))
+        heads, nope = self.config.num_attention_heads, self.config.qk_nope_head_dim
+        return key_value_heads(unfolded, rope.unflatten(0, (batch, -1)), heads=heads, nope=nope)
 
-        x [N, D], cos/sin [N, r/2]. Returns the output [N, D], the maximum
-        score per head fp32 [H], and what a cache keeps [N, C + r]. Where the
-        rounded maximum comes near `tau` it is replaced by the exact one.
-        """
-        config = self.config
-        batch, length = layout.positions.shape
-        heads = config.num_attention_heads
-        q_nope, q_rope = self._queries(x, cos, sin)
-        latent, k_rope = self.latents(x, cos, sin)
-        unfolded = F.linear(latent, self.kv_b_proj.weight.to(x.dtype)).unflatten(-1, (heads, -1))
-        k_nope, value = unfolded.split((config.qk_nope_head_dim, config.v_head_dim), dim=-1)
-        q = torch.cat((q_nope, q_rope), dim=-1).view(batch, length, heads, -1).transpose(1, 2)
-        k = torch.cat((k_nope, k_rope.unsqueeze(1).expand(-1, heads, -1)), dim=-1)
-        k = k.view(batch, length, heads, -1).transpose(1, 2)
-        v = value.view(batch, length, heads, -1).transpose(1, 2)
-        out, peaks = document_attention(q, k, v, layout.starts, self.scale)
-        if tau is not None and x.dtype == torch.bfloat16 and bool(peaks.max() > NEAR_TAU * tau):
-            peaks = exact_peak_scores(q.detach(), k.detach(), layout.starts, self.scale)
-        padding = (layout.documents < 0).unsqueeze(1)
-        max_scores = peaks.masked_fill(padding, -torch.inf).amax((0, 2))
-        out = out.transpose(1, 2).reshape(batch * length, -1)
-        return F.linear(out, self.o_proj.weight.to(x.dtype)), max_scores, torch.cat((latent, k_rope), dim=-1)
+    def forward(self, x: Tensor, context: ForwardContext) -> tuple[Tensor, Scores, Tensor]:
+        """Attend within documents: x [N, D] -> output [N, D], largest scores, and what a cache keeps [N, C + r]."""
+        again, batch = context.again, len(context.turns)
+        q = again(self._queries, self._query_latent(x, again), context.turns)
+        latent, rope = self.latents(x, context.turns, again)
+        k, v = again(self._keys_values, latent, rope, batch)
+        out, peaks = context.attention.attend(q, k, v, context.prepared, self.scale)
+        scores = self._largest_scores(peaks, q.detach(), k.detach(), context)
+        out = out.transpose(1, 2).reshape(len(x), -1)
+        return F.linear(out, self.o_proj.weight.to(x.dtype)), scores, torch.cat((latent, rope), dim=-1)
 
-    def decode(self, x: Tensor, cos: Tensor, sin: Tensor, cache: Tensor, positions: Tensor) -> Tensor:
+    def _largest_scores(self, peaks: Tensor, q: Tensor, k: Tensor, context: ForwardContext) -> Scores:
+        """By head, from each query's peak [B, H, T]; exact ones where the bound of a head exceeds tau."""
+        padding = (context.layout.documents < 0).unsqueeze(1)
+        largest = peaks.masked_fill(padding, -torch.inf).amax((0, 2))
+        bounds = context.attention.bound(largest, q.dtype)
+        if context.tau is not None and bool(bounds.max() > context.tau):
+            exact = exact_peak_scores(q, k, context.layout.starts, self.scale)
+            largest = bounds = exact.masked_fill(padding, -torch.inf).amax((0, 2))
+        return Scores(largest, bounds)
+
+    def decode(self, x: Tensor, turns: Tensor, cache: Tensor, positions: Tensor) -> Tensor:
         """New tokens of B sequences against cached latents, without unfolding them.
 
-        x [B * T, D]; cache [B, S, C + r], which holds these tokens' own latents already (written by the caller from
-        `latents`); positions [B, T], each token's place in it. Returns [B * T, D].
+        x [B * T, D]; turns [B, T, r/2]; cache [B, S, C + r], which holds these tokens' own latents already (written by
+        the caller from `latents`); positions [B, T], each token's place in it. Returns [B * T, D].
         """
         config = self.config
         batch, length = positions.shape
-        q_nope, q_rope = self._queries(x, cos, sin)  # [B * T, H, n], [B * T, H, r]
+        by_head = self._queries(self._query_latent(x), turns).transpose(1, 2).flatten(0, 1)  # [B * T, H, n + r]
+        q_nope, q_rope = by_head.split((config.qk_nope_head_dim, config.qk_rope_head_dim), dim=-1)
         unfold = self.kv_b_proj.weight.to(x.dtype).view(config.num_attention_heads, -1, config.kv_lora_rank)
         to_key, to_value = unfold.split((config.qk_nope_head_dim, config.v_head_dim), dim=1)
         q_latent = torch.bmm(q_nope.transpose(0, 1), to_key).transpose(0, 1)  # [B * T, H, C]

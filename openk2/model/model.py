@@ -19,12 +19,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openk2.config.model import ModelConfig
+from openk2.model.context import ForwardContext
 from openk2.model.layout import Layout
-from openk2.model.mla import MultiHeadLatentAttention
+from openk2.model.mla import MultiHeadLatentAttention, Scores
 from openk2.model.moe import MLP, MixtureOfExperts, Router, Routing, balance_loss
 from openk2.model.norm import RMSNorm
-from openk2.model.rope import rotary_tables
+from openk2.model.rope import rotary_turns
+from openk2.ops.attention_backends import BACKENDS, choose_backend
 from openk2.ops.cross_entropy import linear_log_prob
+from openk2.ops.recompute import Recompute
 from openk2.protocols import ParameterSpec, QKGroup
 
 
@@ -32,23 +35,25 @@ from openk2.protocols import ParameterSpec, QKGroup
 class ForwardStats:
     """What a forward pass saw, for the step that commits it.
 
-    `max_scores` fp32 [L, H], the largest softmax input per layer and head;
+    `max_scores` fp32 [L, H], the largest softmax input per layer and head, and
+    `score_bounds`, which they do not exceed (see `mla.Scores`);
     `expert_counts` int [L_moe, E], real tokens per expert; `balance_loss`, the
     mean over MoE layers (with gradient); `chosen` int [L_moe, N, K], -1 where
     a token met no expert because nothing was to be read from it.
     """
 
     max_scores: Tensor
+    score_bounds: Tensor
     expert_counts: Tensor
     balance_loss: Tensor
     chosen: Tensor
 
 
 class BlockOutput(NamedTuple):
-    """x [N, D] (or [R, D]), maximum score per head fp32 [H], latents [N, C + r], and the routing of an MoE layer."""
+    """x [N, D] (or [R, D]), the largest scores, latents [N, C + r], and the routing of an MoE layer."""
 
     x: Tensor
-    max_scores: Tensor
+    scores: Scores
     latents: Tensor
     routing: Routing | None
 
@@ -69,39 +74,44 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        layout: Layout,
-        tau: float | None,
+        context: ForwardContext,
         chosen: Tensor | None,
         read: Tensor | None,
     ) -> BlockOutput:
         """x [N, D]. `chosen` [N, K] replays a routing; `read` [R] names the tokens that the feed-forward is for."""
-        attended, max_scores, latents = self.self_attn(self.input_layernorm(x), cos, sin, layout, tau)
+        again = context.again
+        attended, scores, latents = self.self_attn(again(self.input_layernorm, x), context)
         x = x + attended
         if read is not None:
             x = x.index_select(0, read)
             chosen = None if chosen is None else chosen.index_select(0, read)
-        normed = self.post_attention_layernorm(x)
+        normed = again(self.post_attention_layernorm, x)
         if isinstance(self.mlp, MLP):
-            return BlockOutput(x + self.mlp(normed), max_scores, latents, None)
-        out, routing = self.mlp(normed, chosen)
-        return BlockOutput(x + out, max_scores, latents, routing)
+            return BlockOutput(x + self.mlp(normed), scores, latents, None)
+        out, routing = self.mlp(normed, chosen, again)
+        return BlockOutput(x + out, scores, latents, routing)
 
 
 class Model(nn.Module):
-    """`model(input_ids [B, T]) -> logits [B, T, V]`; each row is one causal document."""
+    """`model(input_ids [B, T]) -> logits [B, T, V]`; each row is one causal document.
+
+    How it computes, which changes its results by rounding at most, is set from
+    outside: `attention` names a backend (or "auto"), `recompute` makes cheap
+    results again in the backward pass instead of keeping them, and above
+    `qk_clip_tau` a head's largest score is computed exactly.
+    """
 
     def __init__(self, config: ModelConfig, *, compute_dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.config = config
         self.compute_dtype = compute_dtype
-        self.qk_clip_tau: float | None = None  # maxima near it are computed exactly
+        self.attention, self.recompute = "auto", False
+        self.qk_clip_tau: float | None = None
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self._tables: tuple[Tensor, Tensor] | None = None
+        self._turns: Tensor | None = None
 
     def blocks(self) -> Iterator[Block]:
         """The layers in order, typed."""
@@ -119,12 +129,17 @@ class Model(nn.Module):
                 parameter.normal_(0.0, spread, generator=generator)
         return self
 
-    def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin fp32 [N, r/2] of positions [N]."""
-        if self._tables is None or self._tables[0].device != positions.device:
-            cos, sin = rotary_tables(self.config, self.config.max_position_embeddings)
-            self._tables = (cos.to(positions.device), sin.to(positions.device))
-        return self._tables[0][positions], self._tables[1][positions]
+    def rotary(self, positions: Tensor) -> Tensor:
+        """What the rotary pairs at positions [B, T] are multiplied with, complex64 [B, T, r/2]."""
+        if self._turns is None or self._turns.device != positions.device:
+            self._turns = rotary_turns(self.config, self.config.max_position_embeddings).to(positions.device)
+        return self._turns[positions]
+
+    def _context(self, layout: Layout) -> ForwardContext:
+        again = Recompute(self.recompute and torch.is_grad_enabled())
+        attention = BACKENDS[choose_backend(self.attention, layout.starts.device)]
+        prepared = attention.prepare(layout.starts, frugal=again.enabled)
+        return ForwardContext(layout, self.rotary(layout.positions), attention, prepared, self.qk_clip_tau, again)
 
     def hidden_states(
         self,
@@ -145,17 +160,31 @@ class Model(nn.Module):
         """
         batch, length = input_ids.shape
         layout = layout or Layout.whole_rows(batch, length, input_ids.device)
-        cos, sin = self.rotary(layout.positions.flatten())
+        context = self._context(layout)
+        with context.again:
+            return self._through_layers(input_ids, context, chosen, cache, read)
+
+    def _through_layers(
+        self,
+        input_ids: Tensor,
+        context: ForwardContext,
+        chosen: Tensor | None,
+        cache: list[Tensor] | None,
+        read: Tensor | None,
+    ) -> tuple[Tensor, ForwardStats]:
+        """`hidden_states` in a context."""
+        layout = context.layout
         documents = layout.documents.flatten()
         num_tokens = (documents >= 0).sum()
         x = self.embed_tokens(input_ids.flatten()).to(self.compute_dtype)
-        max_scores, counts, losses = [], [], []
+        all_scores: list[Scores] = []
+        counts, losses = [], []
         choices: list[Tensor] = []
         for index, block in enumerate(self.blocks()):
             last = index == len(self.layers) - 1
             replayed = None if chosen is None or index < self.config.first_k_dense_replace else chosen[len(choices)]
-            x, scores, latents, routing = block(x, cos, sin, layout, self.qk_clip_tau, replayed, read if last else None)
-            max_scores.append(scores)
+            x, scores, latents, routing = block(x, context, replayed, read if last else None)
+            all_scores.append(scores)
             if cache is not None:
                 cache.append(latents)
             if routing is None:
@@ -168,15 +197,16 @@ class Model(nn.Module):
             if self.training:
                 losses.append(balance_loss(routing, documents, layout.num_documents, num_tokens))
         if read is not None and choices:
-            nobody = choices[-1].new_full((batch * length, choices[-1].shape[1]), -1)
+            nobody = choices[-1].new_full((input_ids.numel(), choices[-1].shape[1]), -1)
             choices[-1] = nobody.index_copy(0, read, choices[-1])
         stats = ForwardStats(
-            max_scores=torch.stack(max_scores),
+            max_scores=torch.stack([scores.largest for scores in all_scores]),
+            score_bounds=torch.stack([scores.bounds for scores in all_scores]),
             expert_counts=torch.stack(counts)
             if counts
             else torch.zeros(0, self.config.n_routed_experts, dtype=torch.int64),
             balance_loss=torch.stack(losses).mean() if losses else x.new_zeros((), dtype=torch.float32),
-            chosen=torch.stack(choices) if choices else torch.zeros(0, batch * length, 0, dtype=torch.int64),
+            chosen=torch.stack(choices) if choices else torch.zeros(0, input_ids.numel(), 0, dtype=torch.int64),
         )
         return self.norm(x), stats
 
@@ -208,14 +238,14 @@ class Model(nn.Module):
         token and the experts [L_moe, B, K] chosen there.
         """
         batch, length = positions.shape
-        cos, sin = self.rotary(positions.flatten())
+        turns = self.rotary(positions)
         rows = torch.arange(batch, device=positions.device)[:, None]
         x = self.embed_tokens(input_ids.flatten()).to(self.compute_dtype)
         choices = []
         for block, latents in zip(self.blocks(), cache, strict=True):
             normed = block.input_layernorm(x)
-            latents[rows, positions] = torch.cat(block.self_attn.latents(normed, cos, sin), -1).view(batch, length, -1)
-            x = x + block.self_attn.decode(normed, cos, sin, latents, positions)
+            latents[rows, positions] = torch.cat(block.self_attn.latents(normed, turns), -1).view(batch, length, -1)
+            x = x + block.self_attn.decode(normed, turns, latents, positions)
             normed = block.post_attention_layernorm(x)
             if isinstance(block.mlp, MLP):
                 x = x + block.mlp(normed)

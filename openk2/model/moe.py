@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from openk2.config.model import ModelConfig
 from openk2.ops.experts import routed_experts
 from openk2.ops.fused import swiglu_mlp
+from openk2.ops.recompute import KEEP, Recompute
 
 
 class Routing(NamedTuple):
@@ -59,9 +60,9 @@ class Router(nn.Module):
             choice = grouped.masked_fill(~kept.unsqueeze(-1), -torch.inf).flatten(1)
         return choice.topk(config.num_experts_per_tok, dim=-1, sorted=False).indices
 
-    def forward(self, x: Tensor, chosen: Tensor | None = None) -> Routing:
+    def forward(self, x: Tensor, chosen: Tensor | None = None, again: Recompute = KEEP) -> Routing:
         """x [N, D]; `chosen` [N, K] replays a recorded choice instead of making one."""
-        scores = F.linear(x.float(), self.weight.float()).sigmoid()
+        scores = F.linear(again(Tensor.float, x), self.weight.float()).sigmoid()
         if chosen is None:
             chosen = self._select(scores.detach())
         weights = scores.gather(1, chosen)
@@ -114,10 +115,10 @@ class Experts(nn.Module):
         self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * width, hidden))
         self.down_proj = nn.Parameter(torch.empty(experts, hidden, width))
 
-    def forward(self, x: Tensor, routing: Routing) -> Tensor:
-        return routed_experts(
-            x, routing.chosen, routing.weights, self.gate_up_proj.to(x.dtype), self.down_proj.to(x.dtype)
-        )
+    def forward(self, x: Tensor, routing: Routing, *, regather: bool = False) -> Tensor:
+        """x [N, D] -> [N, D]; with `regather` the backward pass sorts x by expert again, and keeps no sorted copy."""
+        gate_up, down = self.gate_up_proj.to(x.dtype), self.down_proj.to(x.dtype)
+        return routed_experts(x, routing.chosen, routing.weights, gate_up, down, regather=regather)
 
 
 class MLP(nn.Module):
@@ -145,9 +146,9 @@ class MixtureOfExperts(nn.Module):
             else None
         )
 
-    def forward(self, x: Tensor, chosen: Tensor | None = None) -> tuple[Tensor, Routing]:
-        routing = self.gate(x, chosen)
-        out = self.experts(x, routing)
+    def forward(self, x: Tensor, chosen: Tensor | None = None, again: Recompute = KEEP) -> tuple[Tensor, Routing]:
+        routing = self.gate(x, chosen, again)
+        out = self.experts(x, routing, regather=again.enabled)
         if self.shared_experts is not None:
             out = out + self.shared_experts(x)
         return out, routing

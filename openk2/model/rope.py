@@ -1,6 +1,6 @@
 """Rotary positions with YaRN, on interleaved pairs as the released weights store them.
 
-Invariant: rotating pairs (x0, x1), (x2, x3), ... in place (`ops.fused.rotate`)
+Invariant: rotating pairs (x0, x1), (x2, x3), ... in place (`ops.rotary`)
 gives the same scores as de-interleaving first, since queries and keys are
 permuted alike.
 Source: K2's config (rope_scaling) and DeepSeek-V3's published rotary code.
@@ -50,8 +50,9 @@ def inverse_frequencies(config: ModelConfig) -> Tensor:
     return frequencies * (1 - interpolated_share) + (frequencies / yarn.factor) * interpolated_share
 
 
-def rotary_tables(config: ModelConfig, num_positions: int) -> tuple[Tensor, Tensor]:
-    """cos and sin, fp32 [num_positions, rope_dim / 2], YaRN's magnitude ratio included (1 for K2)."""
+def rotary_turns(config: ModelConfig, num_positions: int) -> Tensor:
+    """What each position multiplies its pairs with, complex64 [num_positions, rope_dim / 2], YaRN's magnitude ratio
+    included (1 for K2)."""
     angles = torch.outer(torch.arange(num_positions, dtype=torch.float32), inverse_frequencies(config))
     yarn = config.rope_scaling
     ratio = 1.0
@@ -59,4 +60,4 @@ def rotary_tables(config: ModelConfig, num_positions: int) -> tuple[Tensor, Tens
         ratio = yarn_mscale(yarn.factor, yarn.mscale) / yarn_mscale(yarn.factor, yarn.mscale_all_dim)
     elif yarn is not None:
         ratio = yarn_mscale(yarn.factor, 1.0)
-    return angles.cos() * ratio, angles.sin() * ratio
+    return torch.complex(angles.cos() * ratio, angles.sin() * ratio)

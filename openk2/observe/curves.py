@@ -101,6 +101,16 @@ def load_map(title: str, rows: Sequence[Sequence[float]], first_layer: int) -> s
     )
 
 
+def _exactness(records: Records) -> str:
+    """How often a bound on a layer's logits decided, and how often it took their exact maxima."""
+    layers = [
+        logits == bounds
+        for record in records
+        for logits, bounds in zip(record.max_logits, record.logit_bounds, strict=False)
+    ]
+    return f"; exact maxima in {sum(layers)} of {len(layers)} layer-steps, bounds in the others" if layers else ""
+
+
 def head_map(records: Records, tau: float | None) -> str:
     """The largest attention logit of every head over the run, and where QK-Clip shrank one: its flight recorder."""
     heads = [record for record in records if record.max_logits]
@@ -124,7 +134,7 @@ def head_map(records: Records, tau: float | None) -> str:
         HeatWords(
             f"{top:.0f}" + (" (tau)" if tau else ""),
             "clipped",
-            f"{len(names)} heads over {len(heads)} steps, {hit} of them clipped at least once",
+            f"{len(names)} heads over {len(heads)} steps, {hit} of them clipped at least once{_exactness(heads)}",
         ),
         top=top,
         crossed=clipped,

@@ -31,7 +31,8 @@ class StepRecord:
     the share (0 to 1) of the matrix-multiply peak measured on this machine.
     `update_rms` has one entry a parameter group, named `optimizer.kind`
     ("muon.experts", "adamw.embedding"). `max_logit` is the largest attention
-    logit before the softmax, and `max_logits[layer][head]` has one a head;
+    logit before the softmax, and `max_logits[layer][head]` has one a head,
+    which `logit_bounds[layer][head]` says it does not exceed (equal: exact);
     `gamma[layer][head]` is what QK-Clip scaled that head by, empty where it
     scaled none.
     `expert_load[layer][expert]` is relative: each layer's mean is 1.
@@ -53,6 +54,7 @@ class StepRecord:
     max_logit: float | None = None
     clipped_heads: int | None = None
     max_logits: Sequence[Sequence[float | None]] = ()
+    logit_bounds: Sequence[Sequence[float | None]] = ()
     gamma: Sequence[Sequence[float]] = ()
     expert_load: Sequence[Sequence[float]] = ()
     dead_experts: int | None = None
@@ -64,9 +66,8 @@ class StepRecord:
         """One line of JSON, without the line feed."""
         values: dict[str, Any] = {name: json_safe(getattr(self, name)) for name in _NAMES}
         values["expert_load"] = [[round(float(load), _DECIMALS) for load in row] for row in self.expert_load]
-        values["max_logits"] = [
-            [round(logit, _DECIMALS) if logit else logit for logit in row] for row in values["max_logits"]
-        ]
+        for name in ("max_logits", "logit_bounds"):
+            values[name] = [[round(logit, _DECIMALS) if logit else logit for logit in row] for row in values[name]]
         return json.dumps(values, allow_nan=False, separators=(",", ":"))
 
     @classmethod
@@ -81,7 +82,7 @@ class StepRecord:
             raise ValueError(f"field {missing[0]!r} is missing")
         for name in ("loss", "tokens_per_s", "wall_s"):
             values[name] = math.nan if values[name] is None else values[name]
-        for name in ("max_logits", "gamma", "expert_load"):
+        for name in ("max_logits", "logit_bounds", "gamma", "expert_load"):
             values[name] = tuple(tuple(entry) if isinstance(entry, list) else entry for entry in values.get(name, ()))
         return cls(**values)
 

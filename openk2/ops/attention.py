@@ -1,16 +1,19 @@
-"""Causal attention within documents, tiled over query blocks, with each query's largest score.
+"""Causal attention within documents, tiled over queries and keys, with each query's largest score.
 
 What it is: the training and prefill attention of the CPU. Queries are taken
 a block at a time against the keys from the start of the block's first document
-to the block's end, so that most of the score matrix is never computed. The
-backward pass makes the probabilities again, except where they are few enough
-to be kept. Scores accumulate in fp32 inside the product and are rounded to the
-inputs' dtype.
+to the block's end, long stretches of keys in blocks with a running maximum and
+sum, so that no row of scores need ever be whole and most of the score matrix
+is never computed. The backward pass makes the exponentials again from the
+scores and the rows' maxima, except where they are few enough to be kept.
+Source of the running softmax: Milakov and Gimelshein (arXiv 1805.02867); of the
+backward pass over tiles: Dao (arXiv 2307.08691).
 
-Invariants: token i sees token j when `starts[i] <= j <= i`. Peaks are over
-visible scores, scale included: in fp32 they are exact, in bf16 they may be off
-by the final rounding (2^-8 relative), which is why QK-Clip asks
-`exact_peak_scores` wherever the rounded value comes near its threshold.
+Invariants: token i sees token j when `starts[i] <= j <= i`. Scores accumulate
+in fp32 inside the product and are rounded to the inputs' dtype; peaks are over
+visible scores, scale included: exact in fp32, in bf16 off by that rounding at
+most, which is why QK-Clip asks `exact_peak_scores` wherever a head's bound
+exceeds its threshold.
 
 The slow twin is `reference_attention`. Left out: dropout and attention sinks.
 """
@@ -24,22 +27,28 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from openk2.ops.fused import masked_softmax, softmax_backward
+from openk2.ops.fused import mixed_gradient, softmax_block, softmax_block_backward, softmax_block_gradient
 
-QUERY_BLOCK = 256  # a block's scores stay within the last-level cache at small batches
+QUERY_BLOCK = 256
+KEY_BLOCK = 2048  # keys of a tile: with the queries above a few megabytes of scores, which stay in a cache
 KEY_STEP = 64  # tiles begin at multiples of it, so that few shapes of products occur
-KEPT_BYTES = 32 * 2**20  # a call's probabilities are kept for its backward pass up to this size
+KEPT_BYTES = 32 * 2**20  # a call's exponentials are kept for its backward pass up to this size
 
 
 @dataclass(frozen=True)
 class _Tile:
-    """Queries `first` to `last` of `rows` against keys `low` to `last`; `heads` is where the rows' heads are."""
+    """Queries `first` to `last` of `rows` against keys `low` to `high`; `heads` is where the rows' heads are.
+
+    `masked`: some of these keys are hidden from some of these queries.
+    """
 
     rows: slice
     heads: slice
     first: int
     last: int
     low: int
+    high: int
+    masked: bool
 
     @property
     def queries(self) -> tuple[slice, slice]:
@@ -47,97 +56,145 @@ class _Tile:
 
     @property
     def keys(self) -> tuple[slice, slice]:
-        return self.heads, slice(self.low, self.last)
+        return self.heads, slice(self.low, self.high)
 
     @property
     def num_scores(self) -> int:
-        return (self.heads.stop - self.heads.start) * (self.last - self.first) * (self.last - self.low)
+        return (self.heads.stop - self.heads.start) * (self.last - self.first) * (self.high - self.low)
 
 
-def _tiles(starts: Tensor, heads: int) -> Iterator[_Tile]:
-    """Tiles that cover every visible score: one a query block where all rows see as far back, else one a row."""
+def _tiles(starts: Tensor, heads: int) -> Iterator[list[_Tile]]:
+    """Tiles that cover every visible score, those of the same queries together, their keys in order.
+
+    One a query block where all rows see as far back, else one a row; more where the keys are many.
+    """
     batch, length = starts.shape
     for first in range(0, length, QUERY_BLOCK):
         last = min(first + QUERY_BLOCK, length)
-        lows = [low - low % KEY_STEP for low in starts[:, first:last].amin(1).tolist()]
+        seen_by_some, seen_by_all = (s.tolist() for s in starts[:, first:last].aminmax(dim=1))
+        lows = [low - low % KEY_STEP for low in seen_by_some]
         step = batch if len(set(lows)) == 1 else 1
         for row in range(0, batch, step):
             end = row + step
-            yield _Tile(slice(row, end), slice(row * heads, end * heads), first, last, lows[row])
+            whole_from = max(seen_by_all[row:end])
+            queries = (slice(row, end), slice(row * heads, end * heads), first, last)
+            bounds = [*range(lows[row], last, KEY_BLOCK), last]
+            yield [
+                _Tile(*queries, low, high, masked=low < whole_from or high > first + 1)
+                for low, high in zip(bounds[:-1], bounds[1:], strict=True)
+            ]
 
 
 class _TiledAttention(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, starts: Tensor, scale: float
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, starts: Tensor, scale: float, keep: bool
     ) -> tuple[Tensor, Tensor]:
         batch, heads, length, _ = q.shape
         q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
-        out = torch.empty(batch * heads, length, v.shape[-1], dtype=q.dtype, device=q.device)
-        peak_scores = _empty_peaks(q, batch)
+        # In the order in which the output projection reads it: position by position, its heads side by side.
+        out = torch.empty(batch, length, heads, v.shape[-1], dtype=q.dtype, device=q.device)
+        peaks, sums = _per_query(q, batch), _per_query(q, batch)
         ctx.tiles = list(_tiles(starts, heads))
-        ctx.kept = [] if sum(tile.num_scores for tile in ctx.tiles) * q.element_size() <= KEPT_BYTES else None
-        for tile in ctx.tiles:
-            weights, peak_scores[tile.rows, :, tile.first : tile.last] = _weights(q, k, starts, scale, tile)
-            out[tile.queries] = torch.bmm(weights, v[tile.keys])
-            if ctx.kept is not None:
-                ctx.kept.append(weights)
-        ctx.save_for_backward(q, k, v, starts)
+        num_scores = sum(tile.num_scores for tiles in ctx.tiles for tile in tiles)
+        few = num_scores * q.element_size() <= KEPT_BYTES and all(len(tiles) == 1 for tiles in ctx.tiles)
+        ctx.kept = [] if keep and few and any(ctx.needs_input_grad) else None
+        for tiles in ctx.tiles:
+            rows, queries = tiles[0].rows, slice(tiles[0].first, tiles[0].last)
+            parts = []
+            for tile in tiles:
+                exponentials, peak, total = softmax_block(*_scores(q, k, starts, tile), scale)
+                mixed = torch.bmm(exponentials.flatten(0, 1), v[tile.keys]).unflatten(0, (-1, heads))
+                parts.append((mixed, peak, total))
+                if ctx.kept is not None:
+                    ctx.kept.append(exponentials)
+            mixed, peaks[rows, :, queries], sums[rows, :, queries] = _joined(parts)
+            out[rows, queries] = (mixed / sums[rows, :, queries].unsqueeze(-1)).transpose(1, 2)
+        ctx.save_for_backward(q, k, v, starts, out, peaks, sums)
         ctx.scale = scale
-        ctx.mark_non_differentiable(peak_scores)
-        return out.unflatten(0, (batch, heads)), peak_scores
+        ctx.mark_non_differentiable(peaks)
+        return out.transpose(1, 2), peaks
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor, _grad_peaks: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        q, k, v, starts = ctx.saved_tensors
-        shape = grad_out.shape[:2]
-        grad_out = grad_out.flatten(0, 1)
-        grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for index, tile in enumerate(ctx.tiles):
-            weights = _weights(q, k, starts, ctx.scale, tile)[0] if ctx.kept is None else ctx.kept[index]
-            grad_tile = grad_out[tile.queries]
-            grad_v[tile.keys] += torch.bmm(weights.transpose(1, 2), grad_tile)
-            grad_scores = softmax_backward(torch.bmm(grad_tile, v[tile.keys].transpose(1, 2)), weights, ctx.scale)
-            grad_q[tile.queries] = torch.bmm(grad_scores, k[tile.keys])
+        q, k, v, starts, out, peaks, sums = ctx.saved_tensors
+        heads = out.shape[2]
+        grad_mixed, delta = mixed_gradient(grad_out.transpose(1, 2), out, sums)
+        grad_mixed = grad_mixed.flatten(0, 1)
+        # Sums of many products are kept wide; of one or two, rounding them once is as good.
+        dtype = sums.dtype if len(ctx.tiles) > 2 * len(starts) else q.dtype
+        grad_q, grad_k, grad_v = (torch.zeros(x.shape, dtype=dtype, device=x.device) for x in (q, k, v))
+        for index, tile in enumerate(tile for tiles in ctx.tiles for tile in tiles):
+            grad_tile = grad_mixed[tile.queries]
+            grad_weights = torch.bmm(grad_tile, v[tile.keys].transpose(1, 2)).unflatten(0, (-1, heads))
+            rows = (tile.rows, slice(None), slice(tile.first, tile.last))
+            if ctx.kept is not None:
+                exponentials = ctx.kept[index]
+                grad_scores = softmax_block_gradient(grad_weights, exponentials, delta[rows], ctx.scale)
+            else:
+                scores = _scores(q, k, starts, tile)
+                exponentials, grad_scores = softmax_block_backward(
+                    *scores, ctx.scale, grad_weights, peaks[rows], delta[rows]
+                )
+            exponentials, grad_scores = exponentials.flatten(0, 1), grad_scores.flatten(0, 1)
+            grad_v[tile.keys] += torch.bmm(exponentials.transpose(1, 2), grad_tile)
+            grad_q[tile.queries] += torch.bmm(grad_scores, k[tile.keys])
             grad_k[tile.keys] += torch.bmm(grad_scores.transpose(1, 2), q[tile.queries])
-        return grad_q.unflatten(0, shape), grad_k.unflatten(0, shape), grad_v.unflatten(0, shape), None, None
+        return *(x.to(q.dtype).unflatten(0, (-1, heads)) for x in (grad_q, grad_k, grad_v)), None, None, None
 
 
-def _empty_peaks(q: Tensor, batch: int) -> Tensor:
-    """Room for each query's peak score, [B, H, T], for q [B * H, T, d]."""
+def _joined(parts: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Of blocks of keys, as of one block: mixed values [rows, H, queries, v], peaks and sums of exponentials."""
+    if len(parts) == 1:
+        return parts[0]
+    peak = torch.stack([part[1] for part in parts]).amax(0)
+    shrink = [torch.exp(part[1] - peak) for part in parts]  # every query sees itself: some peak is finite
+    mixed = sum(part[0] * share.unsqueeze(-1) for part, share in zip(parts, shrink, strict=True))
+    total = sum(part[2] * share for part, share in zip(parts, shrink, strict=True))
+    return cast(Tensor, mixed), peak, cast(Tensor, total)
+
+
+def _per_query(q: Tensor, batch: int) -> Tensor:
+    """Room for a number of each query, [B, H, T], for q [B * H, T, d]."""
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     return torch.empty(batch, q.shape[0] // batch, q.shape[1], dtype=wide, device=q.device)
 
 
-def _weights(q: Tensor, k: Tensor, starts: Tensor, scale: float, tile: _Tile) -> tuple[Tensor, Tensor]:
-    """Attention weights [rows * H, queries, keys] of one tile and each query's peak score [rows, H, queries]."""
-    scores = torch.bmm(q[tile.queries], k[tile.keys].transpose(1, 2)).unflatten(
-        0, (tile.rows.stop - tile.rows.start, -1)
-    )
+def _scores(q: Tensor, k: Tensor, starts: Tensor, tile: _Tile) -> tuple[Tensor, Tensor, int, bool]:
+    """One tile's unscaled scores [rows, H, queries, keys], and what `softmax_block` asks to tell which are visible."""
+    scores = torch.bmm(q[tile.queries], k[tile.keys].transpose(1, 2))
     visible_from = starts[tile.rows, tile.first : tile.last] - tile.low
-    weights, peak = masked_softmax(scores, visible_from, tile.first - tile.low, scale)
-    return weights.flatten(0, 1), peak
+    return (
+        scores.unflatten(0, (tile.rows.stop - tile.rows.start, -1)),
+        visible_from,
+        tile.first - tile.low,
+        tile.masked,
+    )
 
 
-def document_attention(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def document_attention(
+    q: Tensor, k: Tensor, v: Tensor, starts: Tensor, scale: float, *, keep: bool = True
+) -> tuple[Tensor, Tensor]:
     """Causal attention within documents.
 
     q, k [B, H, T, qk_dim], v [B, H, T, v_dim]; starts [B, T] is, for each
     position, the first position of its document. Returns the output
-    [B, H, T, v_dim] and each query's largest visible score [B, H, T], fp32 (fp64 for fp64 inputs).
+    [B, H, T, v_dim] and each query's largest visible score [B, H, T], fp32 (fp64 for fp64 inputs). Without `keep` the
+    backward pass makes all exponentials again.
     """
-    return cast(tuple[Tensor, Tensor], _TiledAttention.apply(q, k, v, starts.to(torch.int32), scale))
+    return cast(tuple[Tensor, Tensor], _TiledAttention.apply(q, k, v, starts.to(torch.int32), scale, keep))
 
 
 @torch.no_grad()
 def exact_peak_scores(q: Tensor, k: Tensor, starts: Tensor, scale: float) -> Tensor:
     """Each query's largest visible score from fp32 products, fp32 [B, H, T], tile by tile."""
     batch, heads = q.shape[:2]
-    q, k = q.float().flatten(0, 1), k.float().flatten(0, 1)
-    peak_scores = _empty_peaks(q, batch)
-    for tile in _tiles(starts, heads):
-        _, peak_scores[tile.rows, :, tile.first : tile.last] = _weights(q, k, starts, scale, tile)
-    return peak_scores
+    q, k, starts = q.float().flatten(0, 1), k.float().flatten(0, 1), starts.to(torch.int32)
+    peaks = _per_query(q, batch)
+    for tiles in _tiles(starts, heads):
+        found = [softmax_block(*_scores(q, k, starts, tile), scale)[1] for tile in tiles]
+        peaks[tiles[0].rows, :, tiles[0].first : tiles[0].last] = torch.stack(found).amax(0)
+    return peaks
 
 
 def reference_attention(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, scale: float) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,8 @@
 """Log-probabilities of targets under a linear head, without keeping fp32 logits.
 
 What it is: the head product and the log-softmax of one chunk of tokens at a
-time. The backward pass needs the probabilities: they are kept in the inputs'
-dtype while they are small and made again where they are not. One function
+time. The backward pass needs the probabilities: as exponentials over their
+sums they are kept in the inputs' dtype while they are small and made again where they are not. One function
 serves the pre-training loss, SFT, RL (whose weights depend on the summed
 log-probabilities) and scoring. The slow twin is `reference_log_prob`.
 """
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openk2.ops.fused import normalise_logits
+from openk2.ops.fused import logits_gradient_, normalise_logits
 
 CHUNK_ROWS = 512  # a chunk's fp32 logits stay within the last-level cache at an 8k vocabulary
 KEEP_BYTES = 512 << 20  # largest probability matrix kept for the backward pass
@@ -28,28 +28,27 @@ class _LinearLogProb(torch.autograd.Function):
         keep = ctx.needs_input_grad[0] and rows * vocab * hidden.element_size() <= KEEP_BYTES
         kept = torch.empty(rows, vocab, dtype=hidden.dtype, device=hidden.device) if keep else None
         wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        log_probs = torch.empty(rows, dtype=wide, device=hidden.device)
+        log_probs, sums = (torch.empty(rows, dtype=wide, device=hidden.device) for _ in range(2))
         for first in range(0, rows, CHUNK_ROWS):
             chunk = slice(first, min(first + CHUNK_ROWS, rows))
             logits = F.linear(hidden[chunk], head)
-            normaliser, probabilities = normalise_logits(logits)
+            normaliser, exponentials, sums[chunk] = normalise_logits(logits)
             log_probs[chunk] = logits.gather(1, targets[chunk, None]).squeeze(1) - normaliser
             if kept is not None:
-                kept[chunk] = probabilities
-        ctx.save_for_backward(hidden, head, targets, kept)
+                kept[chunk] = exponentials
+        ctx.save_for_backward(hidden, head, targets, sums, kept)
         return log_probs
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
-        hidden, head, targets, kept = ctx.saved_tensors
+        hidden, head, targets, sums, kept = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden)
         grad_head = torch.zeros(head.shape, dtype=grad.dtype, device=head.device) if kept is None else None
         for first in range(0, hidden.shape[0], CHUNK_ROWS):
             chunk = slice(first, min(first + CHUNK_ROWS, hidden.shape[0]))
-            # The backward pass runs once: kept probabilities become the gradient in place.
-            probabilities = kept[chunk] if kept is not None else normalise_logits(F.linear(hidden[chunk], head))[1]
-            grad_logits = probabilities.mul_(-grad[chunk, None].to(hidden.dtype))
-            grad_logits.scatter_add_(1, targets[chunk, None], grad[chunk, None].to(hidden.dtype))
+            # The backward pass runs once: kept exponentials become the gradient in place.
+            exponentials = kept[chunk] if kept is not None else normalise_logits(F.linear(hidden[chunk], head))[1]
+            grad_logits = logits_gradient_(exponentials, sums[chunk], targets[chunk], grad[chunk])
             grad_hidden[chunk] = grad_logits @ head
             if grad_head is not None:
                 grad_head += grad_logits.t() @ hidden[chunk]

@@ -3,7 +3,9 @@
 What it is: gather the tokens expert by expert, one grouped product to gate
 and up, SwiGLU, one grouped product down, weight, put back, sum. The backward
 pass is written out: a permutation needs no accumulating scatter, and the only
-activations kept are the sorted inputs, the gate-up products and the outputs.
+activations kept are the inputs and the gate-up products. The experts' outputs
+are not: a weight's gradient y . grad = (down a) . grad = a . (down^T grad) needs
+the activation a alone, which is made again from the gate-up products.
 Each expert's rows are filled up to a multiple of a block: a matrix product of a
 size never seen before is compiled first, which on a CPU takes longer than the
 product.
@@ -22,12 +24,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from openk2.ops.fused import (
-    gather_dot,
-    gather_scaled,
     gather_sum,
     gather_weighted,
-    swiglu_backward,
     swiglu_forward,
+    weighted_swiglu_backward,
 )
 
 MAX_BLOCK = 32  # rows
@@ -59,7 +59,7 @@ def _grouped_weight_gradient(grad: Tensor, rows: Tensor, ends: Tensor) -> Tensor
 class _RoutedExperts(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor
+        ctx: Any, x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, regather: bool
     ) -> Tensor:
         num_tokens, top_k = chosen.shape
         flat = chosen.flatten()
@@ -83,31 +83,37 @@ class _RoutedExperts(torch.autograd.Function):
         hidden = _grouped(sorted_x, gate_up, ends)
         y = _grouped(swiglu_forward(hidden), down, ends)
         place = place.view(num_tokens, top_k)
-        ctx.save_for_backward(sorted_x, hidden, y, weights, gate_up, down, place, source, ends)
+        ctx.regather = regather
+        ctx.save_for_backward(x if regather else sorted_x, hidden, weights, gate_up, down, place, source, ends)
         return gather_weighted(y, place, weights)
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        sorted_x, hidden, y, weights, gate_up, down, place, source, ends = ctx.saved_tensors
-        grad_weights = gather_dot(y, place, grad_out).to(weights.dtype)
+        sorted_x, hidden, weights, gate_up, down, place, source, ends = ctx.saved_tensors
+        grad_y = grad_out.index_select(0, source)  # not weighted yet; rows that fill a block have weight 0
+        grad_activation = _grouped(grad_y, down.transpose(-1, -2), ends)
         row_weights = torch.zeros(len(source), dtype=weights.dtype, device=grad_out.device)
         row_weights[place] = weights
-        grad_y = gather_scaled(grad_out, source, row_weights)
-        grad_down = _grouped_weight_gradient(grad_y, swiglu_forward(hidden), ends)
-        grad_activation = _grouped(grad_y, down.transpose(-1, -2), ends)
-        grad_hidden = swiglu_backward(grad_activation, hidden)
+        grad_hidden, activation, grad_row_weights = weighted_swiglu_backward(grad_activation, hidden, row_weights)
+        grad_down = _grouped_weight_gradient(grad_y, activation, ends)
+        if ctx.regather:
+            sorted_x = sorted_x.index_select(0, source)
         grad_gate_up = _grouped_weight_gradient(grad_hidden, sorted_x, ends)
         grad_sorted = _grouped(grad_hidden, gate_up.transpose(-1, -2), ends)
-        return gather_sum(grad_sorted, place), None, grad_weights, grad_gate_up, grad_down
+        grad_weights = grad_row_weights[place].to(weights.dtype)
+        return gather_sum(grad_sorted, place), None, grad_weights, grad_gate_up, grad_down, None
 
 
-def routed_experts(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+def routed_experts(
+    x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, *, regather: bool = False
+) -> Tensor:
     """Sum over each token's chosen experts of weight * down(silu(gate) * up).
 
     x [N, D]; chosen int [N, K]; weights fp32 [N, K]; gate_up [E, 2F, D] (gate
-    rows first); down [E, D, F]. Returns [N, D] in x's dtype.
+    rows first); down [E, D, F]. Returns [N, D] in x's dtype. With `regather`
+    the backward pass sorts the inputs again instead of keeping K copies of them.
     """
-    return cast(Tensor, _RoutedExperts.apply(x, chosen, weights, gate_up, down))
+    return cast(Tensor, _RoutedExperts.apply(x, chosen, weights, gate_up, down, regather))
 
 
 def reference_experts(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:

@@ -90,14 +90,31 @@ def swiglu_forward(gate_up: Tensor) -> Tensor:
 
 
 @_fused
-def swiglu_backward(grad: Tensor, gate_up: Tensor) -> Tensor:
-    """Gradient of `swiglu_forward`: [N, 2F]."""
+def swiglu_backward(grad: Tensor, gate_up: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient of gate_up [N, 2F] from that of silu(gate) * up [N, F], which is made again and returned with it."""
     gate, up = _wide(gate_up).chunk(2, dim=-1)
     grad = _wide(grad)
     share = 1 / (1 + torch.exp(-gate))
     grad_gate = grad * up * share * (1 + gate * (1 - share))
     # Each half is rounded before they are joined: the other way round the loop asks of every element which half it is.
-    return torch.cat((grad_gate.to(gate_up.dtype), (grad * gate * share).to(gate_up.dtype)), dim=-1)
+    joined = torch.cat((grad_gate.to(gate_up.dtype), (grad * gate * share).to(gate_up.dtype)), dim=-1)
+    return joined, (gate * share * up).to(gate_up.dtype)
+
+
+@_fused
+def weighted_swiglu_backward(grad: Tensor, gate_up: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of y = weights * (silu(gate) * up) by rows, for the gradient [N, F] of y, gate_up [N, 2F] and weights [N].
+
+    Returns the gradient of gate_up, y itself, and the gradient of the weights (fp32 or fp64).
+    """
+    gate, up = _wide(gate_up).chunk(2, dim=-1)
+    grad, weights = _wide(grad), _wide(weights).unsqueeze(-1)
+    share = 1 / (1 + torch.exp(-gate))
+    activation = gate * share * up
+    weighted = grad * weights
+    grad_gate = weighted * up * share * (1 + gate * (1 - share))
+    grad_gate_up = torch.cat((grad_gate.to(gate_up.dtype), (weighted * gate * share).to(gate_up.dtype)), dim=-1)
+    return grad_gate_up, (activation * weights).to(gate_up.dtype), (grad * activation).sum(-1)
 
 
 @_fused
@@ -119,58 +136,92 @@ def gather_sum(rows: Tensor, place: Tensor) -> Tensor:
     return total.to(rows.dtype)
 
 
-@_fused
-def gather_dot(rows: Tensor, place: Tensor, x: Tensor) -> Tensor:
-    """rows[place[n, k]] . x[n] for rows [R, D], place [N, K], x [N, D]: fp32 (or fp64) [N, K]."""
-    return (_wide(rows[place]) * _wide(x).unsqueeze(1)).sum(-1)
+def _scaled(scores: Tensor, visible_from: Tensor, first: int, masked: bool, scale: float) -> Tensor:
+    """Scaled scores [B, H, Q, K] of queries first..first+Q-1 and keys 0..K-1, hidden ones at -inf.
 
-
-@_fused
-def gather_scaled(x: Tensor, source: Tensor, scale: Tensor) -> Tensor:
-    """x[source[r]] * scale[r] for x [N, D], source and scale [R]: [R, D]."""
-    return (_wide(x[source]) * _wide(scale).unsqueeze(-1)).to(x.dtype)
-
-
-@_fused
-def masked_softmax(scores: Tensor, starts: Tensor, first: int, scale: float) -> tuple[Tensor, Tensor]:
-    """Causal softmax within documents of one block of queries.
-
-    scores [B, H, Q, K] unscaled, of queries first..first+Q-1 and keys 0..K-1;
-    starts [B, Q], the first visible key of each query. Returns the weights in
-    the scores' dtype and each row's largest visible scaled score [B, H, Q].
+    visible_from [B, Q] is the first visible key of each query; without `masked` all are visible.
     """
+    scaled = _wide(scores) * scale
+    if not masked:
+        return scaled
     keys = torch.arange(scores.shape[3], dtype=torch.int32, device=scores.device)
     queries = torch.arange(scores.shape[2], dtype=torch.int32, device=scores.device) + first
-    visible = (keys <= queries[:, None]) & (keys >= starts[:, None, :, None])
-    scaled = torch.where(visible, _wide(scores) * scale, -torch.inf)
+    visible = (keys <= queries[:, None]) & (keys >= visible_from[:, None, :, None])
+    return torch.where(visible, scaled, -torch.inf)
+
+
+@_fused
+def softmax_block(
+    scores: Tensor, visible_from: Tensor, first: int, masked: bool, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """exp(score - peak) [B, H, Q, K] in the scores' dtype, and of each query, [B, H, Q], the peak (its largest visible
+    score, -inf where none is) and the sum of exponentials. Arguments are those of `_scaled`."""
+    scaled = _scaled(scores, visible_from, first, masked, scale)
     peak = scaled.amax(-1, keepdim=True)
-    exponentials = torch.exp(scaled - peak)
-    return (exponentials / exponentials.sum(-1, keepdim=True)).to(scores.dtype), peak.squeeze(-1)
+    exponentials = torch.exp(scaled - peak.clamp(min=-1e30))
+    return exponentials.to(scores.dtype), peak.squeeze(-1), exponentials.sum(-1)
 
 
 @_fused
-def softmax_backward(grad: Tensor, weights: Tensor, scale: float) -> Tensor:
-    """Gradient of the unscaled scores from that of the weights [..., K]."""
-    wide, grad = _wide(weights), _wide(grad)
-    return ((grad - (grad * wide).sum(-1, keepdim=True)) * wide * scale).to(weights.dtype)
+def softmax_block_backward(
+    scores: Tensor,
+    visible_from: Tensor,
+    first: int,
+    masked: bool,
+    scale: float,
+    grad: Tensor,
+    peak: Tensor,
+    delta: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The exponentials again, and the gradient of the unscaled scores, both [B, H, Q, K] in the scores' dtype.
+
+    grad [B, H, Q, K] is that of the weights over the row's sum of exponentials; delta [B, H, Q] the row's sum of
+    grad * exponentials, all keys together (Dao, arXiv 2307.08691, section 3.1).
+    """
+    scaled = _scaled(scores, visible_from, first, masked, scale)
+    # Rounded as kept ones are, so that both ways give the same bits.
+    exponentials = torch.exp(scaled - peak.unsqueeze(-1)).to(scores.dtype)
+    grad_scores = _wide(exponentials) * (_wide(grad) - delta.unsqueeze(-1)) * scale
+    return exponentials, grad_scores.to(scores.dtype)
 
 
 @_fused
-def normalise_logits(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """logits [N, V] -> log-sum-exp [N] (fp32 or fp64) and probabilities in the logits' dtype."""
+def softmax_block_gradient(grad: Tensor, exponentials: Tensor, delta: Tensor, scale: float) -> Tensor:
+    """The gradient alone, from exponentials that were kept; arguments as above."""
+    return (_wide(exponentials) * (_wide(grad) - delta.unsqueeze(-1)) * scale).to(grad.dtype)
+
+
+@_fused
+def mixed_gradient(grad: Tensor, out: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
+    """What all tiles of attention's backward pass need of the output's gradient.
+
+    grad and out [B, T, H, v], sums [B, H, T].
+
+    Returns the gradient over the row's sum of exponentials [B, H, T, v], so that exponentials can stand for weights,
+    and its product with the output [B, H, T].
+    """
+    divided = (_wide(grad) / sums.transpose(1, 2).unsqueeze(-1)).to(grad.dtype)
+    delta = (_wide(divided) * _wide(out)).sum(-1)
+    return divided.transpose(1, 2).contiguous(), delta.transpose(1, 2).contiguous()
+
+
+@_fused
+def normalise_logits(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """logits [N, V] -> log-sum-exp [N] (fp32 or fp64), exp(logit - largest) in their dtype, and its sums [N]."""
     wide = _wide(logits)
     peak = wide.amax(-1, keepdim=True)
     exponentials = torch.exp(wide - peak)
-    total = exponentials.sum(-1, keepdim=True)
-    return (peak + total.log()).squeeze(-1), (exponentials / total).to(logits.dtype)
+    total = exponentials.sum(-1)
+    return peak.squeeze(-1) + total.log(), exponentials.to(logits.dtype), total
 
 
 @_fused
-def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the interleaved pairs of x [N, H, R] by the angles cos, sin [N, R / 2]."""
-    even, odd = x[..., 0::2], x[..., 1::2]
-    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
-    return torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2).to(x.dtype)
+def logits_gradient_(exponentials: Tensor, sums: Tensor, targets: Tensor, grad: Tensor) -> Tensor:
+    """grad * (one-hot target - probabilities) in place of the exponentials [N, V]; sums, targets, grad [N]."""
+    columns = torch.arange(exponentials.shape[1], device=exponentials.device)
+    probabilities = _wide(exponentials) * (1 / sums).unsqueeze(-1)
+    hit = (columns == targets.unsqueeze(-1)).to(probabilities.dtype)
+    return exponentials.copy_((hit - probabilities) * grad.unsqueeze(-1))
 
 
 @_fused
@@ -216,27 +267,20 @@ class _RMSNorm(torch.autograd.Function):
         return *rms_norm_backward(grad.contiguous(), *ctx.saved_tensors), None
 
 
-class _SwiGLU(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, gate_up: Tensor) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(gate_up)
-        return swiglu_forward(gate_up)
+class _SwiGLUMLP(torch.autograd.Function):
+    """Keeps the input and the gate-up products; the activation is made again on the way back."""
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
-        return swiglu_backward(grad, *ctx.saved_tensors)
-
-
-class _Rotate(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(cos, sin)
-        return rotate_pairs(x, cos, sin)
+    def forward(ctx: Any, x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:  # type: ignore[override]
+        hidden = F.linear(x, gate_up)
+        ctx.save_for_backward(x, hidden, gate_up, down)
+        return F.linear(swiglu_forward(hidden), down)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        cos, sin = ctx.saved_tensors  # the inverse of a rotation turns the other way
-        return rotate_pairs(grad, cos, -sin), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+        x, hidden, gate_up, down = ctx.saved_tensors
+        grad_hidden, activation = swiglu_backward(grad @ down, hidden)
+        return grad_hidden @ gate_up, grad_hidden.t() @ x, grad.t() @ activation
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -246,9 +290,4 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def swiglu_mlp(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
     """A dense SwiGLU: x [N, D], gate_up [2F, D], down [D, F]; returns [N, D]."""
-    return F.linear(cast(Tensor, _SwiGLU.apply(F.linear(x, gate_up))), down)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the interleaved pairs of x [N, H, R] by the angles cos, sin [N, R / 2], in fp32, returned in x's dtype."""
-    return cast(Tensor, _Rotate.apply(x, cos, sin))
+    return cast(Tensor, _SwiGLUMLP.apply(x, gate_up, down))

@@ -43,7 +43,7 @@ class DispatchedExperts(nn.Module):
             )
             self.register_parameter(name, nn.Parameter(whole))
 
-    def forward(self, x: Tensor, routing: Routing) -> Tensor:
+    def forward(self, x: Tensor, routing: Routing, *, regather: bool = False) -> Tensor:
         """x [N, D] of this process's tokens: [N, D]."""
         num_tokens, top_k = routing.chosen.shape
         expert = routing.chosen.flatten()
@@ -55,17 +55,17 @@ class DispatchedExperts(nn.Module):
         sizes = (leaving.tolist(), arriving.tolist())
         rows = _exchange(x.index_select(0, order // top_k), *sizes)
         place = _exchange_ids(self.place.to(x.device)[expert[order]], *sizes)
-        out = self._run(rows, place[:, None])
+        out = self._run(rows, place[:, None], regather)
         home = _exchange(out, *reversed(sizes))
         pairs = torch.empty_like(home).index_copy(0, order, home).view(num_tokens, top_k, -1)
         return (pairs * routing.weights.unsqueeze(-1)).sum(1).to(x.dtype)
 
-    def _run(self, rows: Tensor, place: Tensor) -> Tensor:
+    def _run(self, rows: Tensor, place: Tensor, regather: bool) -> Tensor:
         gate_up, down = (cast(DTensor, p).to_local().to(rows.dtype) for p in (self.gate_up_proj, self.down_proj))
         if not len(rows) or not len(gate_up):  # nobody came, or nothing is held: an edge to the weights, for gradients
             return rows + 0.0 * (gate_up.sum() + down.sum())
         ones = torch.ones(place.shape, dtype=torch.float32, device=rows.device)
-        return routed_experts(rows, place, ones, gate_up, down)
+        return routed_experts(rows, place, ones, gate_up, down, regather=regather)
 
 
 class _Exchange(torch.autograd.Function):

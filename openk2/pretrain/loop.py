@@ -39,7 +39,7 @@ from openk2.plan.flops import plan_flops
 from openk2.protocols import Message
 from openk2.train.batch import MicroBatch, supervised
 from openk2.train.loop import Plan, StepInput, fit
-from openk2.train.session import fresh_model, make_optimizer, open_run
+from openk2.train.session import fresh_model, make_optimizer, open_run, set_compute
 from openk2.train.state import whole_state
 from openk2.train.validation import copy_loss, mean_loss
 
@@ -67,6 +67,7 @@ def pretrain(config: PretrainConfig, path: Path, console: Console, world: World 
             console.line("the weights start with an induction circuit")
             start_with_induction(model, train.seed)
         tokenizer, manifest = world.one_by_one(lambda: _text(config, path, console))
+        set_compute(model, train, console)
         placement = lay_out(model, config.parallel, world)
         optimizer = make_optimizer(model, config.optim, console, placement)
         rows = train.batch_tokens // train.sequence_length

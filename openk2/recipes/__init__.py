@@ -133,6 +133,7 @@ def k2_1t_pretrain() -> PretrainConfig:
             decay_steps=round(5.5e12 / batch_tokens),
             final_lr_ratio=0.1,
             dtype="bf16",
+            recompute="selective",
             checkpoint_every=1_000,
             eval_every=1_000,
         ),

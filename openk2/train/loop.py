@@ -219,6 +219,7 @@ def _record(
         max_logit=float(result.max_scores.max()),
         clipped_heads=0 if gamma is None else int((gamma < 1).sum()),
         max_logits=result.max_scores.tolist(),
+        logit_bounds=result.score_bounds.tolist(),
         gamma=() if gamma is None or not bool((gamma < 1).any()) else gamma.tolist(),
         expert_load=load,
         dead_experts=dead,

@@ -12,10 +12,12 @@ from typing import Any
 import torch
 
 from openk2.config.model import ModelConfig
-from openk2.config.run import OptimConfig
+from openk2.config.run import OptimConfig, TrainConfig
 from openk2.model.model import Model
 from openk2.observe.console import Console
+from openk2.observe.memory import keep_freed_memory
 from openk2.observe.run_folder import RunFolder
+from openk2.ops.attention_backends import choose_backend
 from openk2.ops.fused import fusion_available, set_fusion
 from openk2.optim.audit import audit, totals
 from openk2.optim.muonclip import MuonClip
@@ -40,6 +42,7 @@ def open_run(
 
     Only the first process holds it; the others are told what was settled.
     """
+    keep_freed_memory()
     held: list[RunFolder] = []
 
     def settle() -> tuple[bool, str]:
@@ -97,6 +100,16 @@ def make_optimizer(model: Model, config: OptimConfig, console: Console, placemen
     counted = totals(audit(optimizer.specs, config.update_rms))
     console.line(f"optimizer {config.name}: {counted['muon']:,} parameters by Muon, {counted['adamw']:,} by AdamW")
     return optimizer
+
+
+def set_compute(model: Model, train: TrainConfig, console: Console) -> None:
+    """How the model is to compute, which changes its results by rounding at most; says what was chosen."""
+    device = model.embed_tokens.weight.device
+    chosen = choose_backend(train.attention, device)
+    if chosen == "flex" and device.type == "cpu":
+        raise ValueError("train.attention: saw flex on the CPU, where it has no backward pass; expected tiled or sdpa")
+    model.attention, model.recompute = chosen, train.recompute == "selective"
+    console.line(f"attention: {chosen}; recompute: {train.recompute}")
 
 
 def fresh_model(config: ModelConfig, seed: int, compute_dtype: torch.dtype) -> Model:

@@ -23,12 +23,14 @@ from openk2.train.batch import MicroBatch
 
 @dataclass(frozen=True)
 class StepResult:
-    """One step. `loss` without the balance loss; `max_scores` fp32 [L, H]; `expert_counts` int [L_moe, E]."""
+    """One step. `loss` without the balance loss; `max_scores` and their `score_bounds` (`mla.Scores`) fp32 [L, H];
+    `expert_counts` int [L_moe, E]."""
 
     loss: float
     balance_loss: float
     tokens: int
     max_scores: Tensor
+    score_bounds: Tensor
     expert_counts: Tensor
     report: StepReport
 
@@ -53,7 +55,7 @@ def train_step(
     tokens = [micro.num_tokens for micro in micro_batches]
     all_tokens = int(world.sum(torch.tensor(sum(tokens))))
     loss = balance = 0.0
-    max_scores: Tensor | None = None
+    scores: Tensor | None = None  # the largest ones and their bounds, [2, L, H]
     counts: Tensor | None = None
     for micro, count in zip(micro_batches, tokens, strict=True):
         log_probs, stats = model.log_probs(micro.input_ids, micro.targets, micro.layout)
@@ -62,10 +64,11 @@ def train_step(
         (part + balance_loss_alpha * share * stats.balance_loss).backward()
         loss += part.item()
         balance += share * stats.balance_loss.item()
-        max_scores = stats.max_scores if max_scores is None else torch.maximum(max_scores, stats.max_scores)
+        found = torch.stack((stats.max_scores, stats.score_bounds))
+        scores = found if scores is None else torch.maximum(scores, found)
         counts = stats.expert_counts if counts is None else counts + stats.expert_counts
-    assert max_scores is not None and counts is not None
-    max_scores, counts = world.max(max_scores), world.sum(counts)
+    assert scores is not None and counts is not None
+    (max_scores, bounds), counts = world.max(scores), world.sum(counts)
     loss, balance = world.sum(torch.tensor([loss, balance], dtype=torch.float64)).tolist()
     for group in optimizer.param_groups:
         group["lr"] = lr
@@ -73,4 +76,4 @@ def train_step(
     if not report.skipped and bias_update_rate:
         for router, load in zip(model.routers(), counts, strict=True):
             router.update_bias(load, bias_update_rate)
-    return StepResult(loss, balance, all_tokens, max_scores, counts, report)
+    return StepResult(loss, balance, all_tokens, max_scores, bounds, counts, report)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from small_training import SMALL
-from worlds import agree, exchange, in_world, resume
+from worlds import agree, exchange, in_world, recompute, resume
 
 from openk2.commands import sharded_audit
 from openk2.commands.sharded_audit import compare, describe
@@ -58,6 +58,11 @@ def test_a_matrix_of_fewer_rows_than_processes(tmp_path):
 @pytest.mark.parametrize("ep", [1, 2])
 def test_a_saved_state_goes_on_bit_for_bit(ep, tmp_path):
     in_world(2, tmp_path, resume, SMALL, ep)
+
+
+@pytest.mark.parametrize("ep", [1, 2])
+def test_recompute_of_a_sharded_model(ep, tmp_path):
+    in_world(2, tmp_path, recompute, SMALL, ep)
 
 
 def test_processes_agree_and_end_together(tmp_path):

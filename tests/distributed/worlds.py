@@ -119,3 +119,20 @@ def resume(world: World, config: ModelConfig, ep: int) -> None:
     assert same_tensors(after, pack(*second, {})) and not same_tensors(after["model"], state["model"])
     alone = Model(config)
     alone.load_state_dict(after["model"])  # a checkpoint of several processes is one of a single process too
+
+
+def recompute(world: World, config: ModelConfig, ep: int) -> None:
+    """Making results again changes no bit where parameters come and go between the passes."""
+    found = []
+    for again in (False, True):
+        model = Model(config).init_weights(0)
+        model.recompute = again
+        placement = lay_out(model, ParallelConfig(dp=world.size, ep=ep), world)
+        optimizer = MuonClip.from_config(model.parameter_specs(), model.qk_groups(), OptimConfig(), placement)
+        given = supervised(batch(0), 1)[world.rank :: world.size]
+        for _ in range(2):
+            settings = {"lr": 3e-3, "balance_loss_alpha": 1e-2, "bias_update_rate": 1e-2}
+            result = train_step(model, optimizer, given, **settings, world=world)
+        found.append((whole_state(model), result.max_scores, result.expert_counts))
+    assert same_tensors(*(state for state, _, _ in found))
+    assert torch.equal(found[0][1], found[1][1]) and torch.equal(found[0][2], found[1][2])

@@ -92,12 +92,12 @@ def test_special_heads_of_the_first_layer_look_one_token_back() -> None:
     model = started(CONFIG)
     ids = torch.randint(CONFIG.vocab_size, (200,), generator=torch.Generator().manual_seed(1))
     block = next(model.blocks())
-    cos, sin = model.rotary(torch.arange(200))
+    turns = model.rotary(torch.arange(200)[None])
     with torch.no_grad():
         x = block.input_layernorm(model.embed_tokens(ids))
-        _, query = block.self_attn._queries(x, cos, sin)
-        _, key = block.self_attn.latents(x, cos, sin)
-        scores = torch.einsum("ihd,jd->hij", query, key).masked_fill(torch.ones(200, 200).triu(1).bool(), -torch.inf)
+        query = block.self_attn._queries(block.self_attn._query_latent(x), turns)[0, ..., CONFIG.qk_nope_head_dim :]
+        _, key = block.self_attn.latents(x, turns)
+        scores = torch.einsum("hid,jd->hij", query, key).masked_fill(torch.ones(200, 200).triu(1).bool(), -torch.inf)
     for head in range(CONFIG.num_attention_heads // 2):
         assert torch.equal(scores[head, 1:].argmax(-1), torch.arange(199))
 

@@ -95,12 +95,12 @@ def test_max_scores_are_the_explicit_maxima_of_each_head():
     with torch.no_grad():
         _, stats = model.hidden_states(ids)
         attention, x = block.self_attn, seen[0]
-        cos, sin = model.rotary(torch.arange(10).repeat(2))
-        nope, rope = attention._queries(x, cos, sin)
-        latent, key_rope = attention.latents(x, cos, sin)
+        turns = model.rotary(torch.arange(10).expand(2, 10))
+        nope, rope = attention._queries(attention._query_latent(x), turns).transpose(1, 2).split((6, 4), dim=-1)
+        latent, key_rope = attention.latents(x, turns)
         unfolded = (latent @ attention.kv_b_proj.weight.t()).unflatten(-1, (2, -1))[..., :6]
-        scores = torch.einsum("bihd,bjhd->bhij", nope.view(2, 10, 2, 6), unfolded.reshape(2, 10, 2, 6))
-        scores += torch.einsum("bihd,bjd->bhij", rope.view(2, 10, 2, 4), key_rope.view(2, 10, 4))
+        scores = torch.einsum("bihd,bjhd->bhij", nope, unfolded.reshape(2, 10, 2, 6))
+        scores += torch.einsum("bihd,bjd->bhij", rope, key_rope.view(2, 10, 4))
         scores = (scores * SMALL.qk_head_dim**-0.5).masked_fill(torch.ones(10, 10).triu(1).bool(), -torch.inf)
     assert stats.max_scores.shape == (3, 2)
     torch.testing.assert_close(stats.max_scores[0], scores.amax((0, 2, 3)), rtol=1e-5, atol=1e-6)

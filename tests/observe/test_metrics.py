@@ -24,7 +24,7 @@ def record(step: int, **values: object) -> StepRecord:
 FULL = record(
     3, balance_loss=1e-4, bits_per_byte=1.75, matmul_share=0.4, grad_norm=0.9, lr=3e-3,
     update_rms={"muon.attention": 0.2, "adamw.embedding": 0.003}, max_logit=17.5, clipped_heads=2,
-    max_logits=((12.0, 3.5), (17.5, 1.0)), gamma=((1.0, 1.0), (0.5, 1.0)),
+    max_logits=((12.0, 3.5), (17.5, 1.0)), logit_bounds=((12.5, 3.75), (17.5, 1.0)), gamma=((1.0, 1.0), (0.5, 1.0)),
     expert_load=((0.5, 1.5), (2.0, 0.0)), dead_experts=1, load_ratio=2.0,
     eta_s=60.0, extra={"reward_mean": 0.25},
 )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -181,3 +182,24 @@ def test_what_nothing_can_reach_is_given_back() -> None:
     del holder
     give_back_memory()
     assert resident() < full - 60_000_000
+
+
+def test_large_buffers_are_used_again_without_fresh_pages() -> None:
+    """By the page faults of allocating 50 MB a second time, in a process of its own: the setting stays."""
+    script = (
+        "import resource, sys\n"
+        "from openk2.observe.memory import keep_freed_memory\n"
+        "if sys.argv[1] == 'keep': keep_freed_memory()\n"
+        "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "for _ in range(2):\n"
+        "    before = faults(); bytearray(b'x') * 50_000_000; made = faults() - before\n"
+        "print(made)"
+    )
+    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
+        pytest.skip("not glibc")
+
+    def faults(how: str) -> int:
+        return int(subprocess.run([sys.executable, "-c", script, how], capture_output=True, text=True).stdout)
+
+    assert faults("plain") > 10_000  # 12,207 pages of 4 KiB
+    assert faults("keep") < 1_000

@@ -10,7 +10,10 @@ from small_training import SMALL, batch, build, make_muonclip, snapshot, take_st
 from torch import Tensor
 
 from openk2.data.batch import Batch
+from openk2.model import mla
 from openk2.model.model import Model
+from openk2.ops.attention import reference_attention
+from openk2.ops.attention_backends import BACKENDS
 from openk2.optim.qk_clip import qk_clip_
 from openk2.protocols import QKGroup
 from openk2.train.batch import supervised
@@ -35,7 +38,9 @@ def attention_inputs(model: Model, given: Batch) -> list[tuple[Any, ...]]:
 def maxima(model: Model, inputs: list[tuple[Any, ...]]) -> Tensor:
     """Each layer's maxima [L, H] on the same inputs: clipping a layer changes what the next ones are given."""
     with torch.no_grad():
-        return torch.stack([block.self_attn(*given)[1] for block, given in zip(model.layers, inputs, strict=True)])
+        return torch.stack(
+            [block.self_attn(*given)[1].largest for block, given in zip(model.layers, inputs, strict=True)]
+        )
 
 
 @pytest.mark.parametrize("q_lora_rank", [16, None], ids=["q_lora", "no_q_lora"])
@@ -93,6 +98,47 @@ def test_the_maximum_is_over_all_micro_batches():
     torch.testing.assert_close(result.max_scores, largest, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(result.report.gamma, tau / largest, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(maxima(model, inputs), torch.full_like(largest, tau), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("attention", ["tiled", "sdpa"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_layer_is_scored_exactly_where_a_bound_exceeds_tau_and_nowhere_else(dtype, attention, recompute, monkeypatch):
+    """Packed and accumulated: explicit fp64 scores decide alike, bounds lie above them, exact passes are as few."""
+    exact_passes: list[Tensor] = []
+    real = mla.exact_peak_scores
+    monkeypatch.setattr(mla, "exact_peak_scores", lambda *given: exact_passes.append(given[0]) or real(*given))
+    model, given = build(dtype=dtype, initializer_range=0.3), batch()
+    model.attention, model.recompute = attention, recompute
+    scored: list[tuple[Tensor, ...]] = []
+    backend = BACKENDS[attention]
+    attend = backend.attend
+
+    def watched(q: Tensor, k: Tensor, v: Tensor, prepared: Any, scale: float) -> tuple[Tensor, Tensor]:
+        scored.append((q.detach().double(), k.detach().double(), torch.tensor(scale)))
+        return attend(q, k, v, prepared, scale)
+
+    monkeypatch.setattr(backend, "attend", watched)
+    micros = supervised(given, 1)
+    model.qk_clip_tau = None
+    take_step(model, make_muonclip(model, qk_clip_tau=None), given, micro_rows=1, lr=0.0, bias_update_rate=0.0)
+    assert not exact_passes and len(scored) == 4 * SMALL.num_hidden_layers
+    explicit = torch.stack([
+        reference_attention(q, k, k, micros[index // 3].layout.starts, float(scale))[1]
+        .masked_fill((micros[index // 3].layout.documents < 0)[:, None], -torch.inf)
+        .amax((0, 2))
+        for index, (q, k, scale) in enumerate(scored)
+    ]).view(4, 3, HEADS)  # fmt: skip
+    largest = explicit.amax(0).float()
+    model.qk_clip_tau = tau = float(largest.flatten().sort().values[2:4].mean())
+    result = take_step(model, make_muonclip(model, qk_clip_tau=tau), given, micro_rows=1, lr=0.0, bias_update_rate=0.0)
+    margin = 0.01 * largest.abs() + (torch.log(torch.tensor(32.0)) if attention == "sdpa" else 1e-4)
+    assert bool((result.score_bounds >= largest - 1e-4).all())
+    assert bool((result.score_bounds <= largest + margin).all())
+    assert torch.equal(result.report.gamma < 1, largest > tau)
+    torch.testing.assert_close(result.report.gamma, (tau / largest).clamp(max=1), rtol=1e-4, atol=0)
+    needed = int((explicit > tau).any(-1).sum())
+    assert needed <= len(exact_passes) < 4 * SMALL.num_hidden_layers
 
 
 def test_bf16_maxima_come_to_tau_as_near_as_bf16_is():

@@ -47,6 +47,22 @@ def test_accumulation_is_the_big_batch(micro_rows):
     assert_same_step(gradients(uneven(), 4), gradients(uneven(), micro_rows))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("changes", [{}, {"q_lora_rank": None}, {"first_k_dense_replace": 3}], ids=str)
+def test_recompute_changes_no_bit_and_counts_nothing_twice(dtype, changes):
+    """Over packed micro-batches: gradients, loss, maxima and experts' tokens, and the parameters after the step."""
+    found = []
+    for recompute in (False, True):
+        model = build(dtype=dtype, **changes)
+        model.recompute = recompute
+        result = take_step(model, make_muonclip(model), uneven(), micro_rows=2)
+        found.append((result, {name: p.grad for name, p in model.named_parameters()}, snapshot(model)))
+    (kept, *tensors), (again, *others) = found
+    assert kept.loss == again.loss and kept.balance_loss == again.balance_loss
+    assert torch.equal(kept.expert_counts, again.expert_counts) and torch.equal(kept.max_scores, again.max_scores)
+    assert all(same_tensors(left, right) for left, right in zip(tensors, others, strict=True))
+
+
 def test_parameters_after_an_accumulated_step():
     """With Newton-Schulz in fp32 too: in bf16 a last-bit difference of a gradient becomes 2^-8 of an update."""
     start, whole, parts = build(), build(), build()

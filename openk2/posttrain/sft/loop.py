@@ -21,7 +21,7 @@ from openk2.observe.console import Console
 from openk2.plan.flops import plan_flops
 from openk2.train.batch import supervised
 from openk2.train.loop import Plan, StepInput, fit
-from openk2.train.session import make_optimizer, open_run
+from openk2.train.session import make_optimizer, open_run, set_compute
 from openk2.train.validation import copy_loss, mean_loss
 
 
@@ -41,6 +41,7 @@ def sft(
     folder, dtype = open_run(path, identity, stage=stage, seed=train.seed, dtype=train.dtype, console=console)
     with folder:
         base.compute_dtype = dtype
+        set_compute(base, train, console)
         optimizer = make_optimizer(base, config.optim, console)
         rows = train.batch_tokens // train.sequence_length
         micro_rows = train.micro_batch_tokens // train.sequence_length

@@ -1,0 +1,154 @@
+"""The ways in which attention can be computed, by name.
+
+| name    | what it is                                   | chosen     | largest scores         | tested       |
+|---------|----------------------------------------------|------------|------------------------|--------------|
+| `tiled` | `ops.attention`: products and fused softmax  | on the CPU | its own, rounded once  | CPU          |
+| `flex`  | FlexAttention, compiled, with a block mask   | on a GPU   | log-sum-exp as a bound | see below    |
+| `sdpa`  | aten's flash attention, document by document | by name    | log-sum-exp as a bound | CPU          |
+
+`flex` was never run on a GPU. On the CPU its function is tested as written:
+the compiled one gives no log-sum-exp there and neither has a backward pass.
+
+Invariants: none holds a mask or scores of T x T; all see the same tokens
+(`starts[i] <= j <= i`). Each says how far above its reported maxima the true
+ones may lie: a head whose bound does not exceed QK-Clip's threshold needs no
+clip, and where one does the caller asks `exact_peak_scores`. A row's log-sum-exp
+is no less than its maximum but for its rounding, which on the CPU reaches 8e-5
+at scores near 190; the margin is wider than that.
+Left out: sinks, dropout and sliding windows, which K2 has none of.
+"""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.flex_attention import AuxRequest, create_block_mask, flex_attention
+
+from openk2.ops.attention import document_attention
+
+LSE_MARGIN = 1e-4  # of max(1, |log-sum-exp|)
+ROUNDING = 1.01 * 2**-8  # of bf16's rounding to nearest, and of the products' own sums in fp32
+
+
+class Backend(ABC):
+    """One way to attend. `starts` [B, T] is, for each position, the first position of its document."""
+
+    @abstractmethod
+    def prepare(self, starts: Tensor, *, frugal: bool) -> Any:
+        """What all layers of a forward pass can share. `frugal`: rather compute again than keep."""
+
+    @abstractmethod
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, prepared: Any, scale: float) -> tuple[Tensor, Tensor]:
+        """q, k [B, H, T, qk_dim], v [B, H, T, v_dim]: the output [B, H, T, v_dim] and each query's peak [B, H, T], its
+        largest visible score or a number a little above it, fp32 (fp64 where q is) and without gradient."""
+
+    @abstractmethod
+    def bound(self, peaks: Tensor, dtype: torch.dtype) -> Tensor:
+        """No less than the true largest scores, for peaks found with queries and keys of `dtype`."""
+
+
+class Tiled(Backend):
+    def prepare(self, starts: Tensor, *, frugal: bool) -> Any:
+        return starts, not frugal
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, prepared: Any, scale: float) -> tuple[Tensor, Tensor]:
+        starts, keep = prepared
+        return document_attention(q, k, v, starts, scale, keep=keep)
+
+    def bound(self, peaks: Tensor, dtype: torch.dtype) -> Tensor:
+        return peaks + peaks.abs() * ROUNDING if dtype == torch.bfloat16 else peaks
+
+
+class BoundedByLogSumExp(Backend):
+    def bound(self, peaks: Tensor, dtype: torch.dtype) -> Tensor:
+        return peaks + LSE_MARGIN * peaks.abs().clamp(min=1)
+
+
+@dataclass(frozen=True)
+class _Span:
+    """Documents of `rows` from `first` up to `last`."""
+
+    rows: slice
+    first: int
+    last: int
+
+
+class Sdpa(BoundedByLogSumExp):
+    def prepare(self, starts: Tensor, *, frugal: bool) -> list[list[_Span]]:
+        """Spans in order of position, row by row, or once for all rows where their documents begin alike."""
+        alike = bool((starts == starts[:1]).all())
+        length, step = starts.shape[1], len(starts) if alike else 1
+        found = []
+        for row in range(0, len(starts), step):
+            begins = [*starts[row].unique(sorted=True).tolist(), length]
+            rows = slice(row, row + step)
+            found.append([_Span(rows, first, last) for first, last in zip(begins[:-1], begins[1:], strict=True)])
+        return found
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, prepared: Any, scale: float) -> tuple[Tensor, Tensor]:
+        width = v.shape[-1]
+        v = F.pad(v, (0, q.shape[-1] - width))  # unequal widths have no fused kernel
+        rows = []
+        for spans in cast(list[list[_Span]], prepared):
+            parts = []
+            for span in spans:
+                part = (span.rows, slice(None), slice(span.first, span.last))
+                parts.append(_flash(q[part], k[part], v[part], scale))
+            rows.append([torch.cat(tensors, dim=2) for tensors in zip(*parts, strict=True)])
+        out, peaks = (torch.cat(tensors) for tensors in zip(*rows, strict=True))
+        return out[..., :width], peaks
+
+
+def _flash(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Causal attention of whole rows and its log-sum-exp fp32 [B, H, T]."""
+    if q.device.type == "cpu":
+        return cast(
+            tuple[Tensor, Tensor],
+            torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, True, scale=scale),
+        )
+    return cast(
+        tuple[Tensor, Tensor], torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, True, scale=scale)[:2]
+    )
+
+
+class Flex(BoundedByLogSumExp):
+    def prepare(self, starts: Tensor, *, frugal: bool) -> Any:
+        starts = starts.to(torch.int32)  # contiguous, as the kernel reads it
+
+        def visible(row: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return (key <= query) & (key >= starts[row, query])
+
+        batch, length = starts.shape
+        return create_block_mask(visible, batch, None, length, length, device=str(starts.device))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, prepared: Any, scale: float) -> tuple[Tensor, Tensor]:
+        on_cpu = q.device.type == "cpu"
+        if on_cpu and torch.is_grad_enabled() and q.requires_grad:
+            raise ValueError("attention: saw flex on the CPU, where it has no backward pass; expected tiled or sdpa")
+        attention = cast(Callable[..., Any], flex_attention) if on_cpu else _compiled_flex()
+        out, found = attention(q, k, v, block_mask=prepared, scale=scale, return_aux=AuxRequest(lse=True))
+        return cast(Tensor, out), cast(Tensor, found.lse).detach()
+
+
+@functools.cache
+def _compiled_flex() -> Callable[..., Any]:
+    return torch.compile(flex_attention, dynamic=True)
+
+
+BACKENDS: dict[str, Backend] = {"tiled": Tiled(), "flex": Flex(), "sdpa": Sdpa()}
+
+
+def choose_backend(name: str, device: torch.device) -> str:
+    """The backend of that name; "auto" is the fastest that has a backward pass on `device`."""
+    if name == "auto":
+        return "tiled" if device.type == "cpu" else "flex"
+    if name not in BACKENDS:
+        raise ValueError(f"attention: saw {name!r}, expected auto, {', '.join(BACKENDS)}")
+    return name
