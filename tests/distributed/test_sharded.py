@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from small_training import SMALL
-from worlds import agree, exchange, in_world, resume
+from worlds import agree, exchange, exchange_runs, in_world, resume
 
 from openk2.commands import sharded_audit
 from openk2.commands.sharded_audit import compare, describe
@@ -40,6 +40,13 @@ def test_a_difference_is_seen_and_told():
     row = found["rows"][3]
     row |= {"distance": 1e-3, "passed": False}
     assert f"RED    {row['name']} " in describe(found)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_whole_matrices_come_together_from_runs_of_elements(size, tmp_path):
+    """Runs cut the parameters wherever the equal pieces of a flat buffer end: within rows, or none of a parameter."""
+    shapes = [(3, 6, 4), (6, 4), (6, 4), (2, 6, 4), (12, 4)]  # 216 elements and a padding of up to two
+    in_world(size, tmp_path, exchange_runs, shapes, (6, 4))
 
 
 @pytest.mark.parametrize("size", [2, 3])

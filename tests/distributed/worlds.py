@@ -19,7 +19,7 @@ from openk2.config.run import OptimConfig, ParallelConfig
 from openk2.model.model import Model
 from openk2.optim.muonclip import MuonClip
 from openk2.parallel.layout import lay_out
-from openk2.parallel.placement import Sharded, shard_rows
+from openk2.parallel.placement import Flattened, Sharded, shard_rows
 from openk2.parallel.world import World, leave_world
 from openk2.train.batch import supervised
 from openk2.train.state import pack, unpack, whole_state
@@ -54,7 +54,7 @@ def exchange(
         parameters.append(
             DTensor.from_local(local, world.mesh, [Shard(0)], run_check=False, shape=full.shape, stride=full.stride())
         )
-        assert placement.first_row(parameters[-1]) == first
+        assert placement.first_element(parameters[-1]) == first * full[0].numel()
         parts.append(local)
         exact = full.view(-1, *matrix).bfloat16().flip(-1).view(shape)  # what `function` does, each matrix by itself
         wanted.append(exact[first : first + held[world.rank]])
@@ -70,6 +70,29 @@ def exchange(
     assert [tuple(parameter.shape) for parameter in held_whole] == whole
     done = int(world.sum(torch.tensor(sum(seen))))
     assert done == sum(torch.Size(shape).numel() for shape in shapes) // (matrix[0] * matrix[1])  # each once
+
+
+def exchange_runs(world: World, shapes: list[tuple[int, ...]], matrix: tuple[int, int]) -> None:
+    """The same with runs of a flat buffer; what is put into it and gathered from it is what it was."""
+    generator = torch.Generator().manual_seed(0)
+    parameters = [torch.zeros(shape) for shape in shapes]
+    full = [torch.randn(shape, generator=generator) for shape in shapes]
+    total = sum(parameter.numel() for parameter in parameters)
+    placement = Flattened(world, parameters, torch.zeros(total // world.size + 1))  # no multiple of a row
+    cut = [parameter for parameter in parameters if placement.is_cut(parameter, matrix)]
+    assert 0 < len(cut) < len(parameters)
+    for parameter, tensor in zip(parameters, full, strict=True):
+        placement.put(tensor, parameter)
+        assert torch.equal(parameter, tensor)
+        assert torch.equal(placement.gather(placement.local(parameter), parameter), tensor)
+    flat = torch.cat([tensor.flatten() for tensor in full])
+    mine = flat[world.rank * len(placement.piece) :][: len(placement.piece)]
+    assert torch.equal(placement.piece[: len(mine)], mine)
+    parts = [placement.local(parameter) for parameter in parameters]
+    found = placement.through_whole(lambda stack: stack.flip(-1), parts, parameters, matrix, torch.float32)
+    for part, parameter, tensor in zip(found, parameters, full, strict=True):
+        wanted = tensor.view(-1, *matrix).flip(-1).view(tensor.shape)
+        assert torch.equal(placement.gather(part, parameter), wanted)
 
 
 def agree(world: World, folder: Path) -> None:
