@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 # An OpenAI-format chat message or tool declaration, as JSON would hold it.
 Message = dict[str, Any]
 ToolSpec = dict[str, Any]
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,4 +391,9 @@ class Placement(Protocol):
 
     def put(self, tensor: Any, parameter: Any) -> None:
         """Give a parameter or buffer the values of a whole tensor, of which every process takes its part."""
+        ...
+
+    def update(self, step: Callable[[], Result]) -> Result:
+        """What `step` returns, which is run once the local gradients are those of the whole step and changes the local
+        parts; afterwards forward passes see the change."""
         ...

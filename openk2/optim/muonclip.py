@@ -212,6 +212,9 @@ class MuonClip(torch.optim.Optimizer):
         if closure is not None:
             raise ValueError("MuonClip.step: saw a closure, expected gradients computed beforehand")
         self._check_scores(max_scores)
+        return self.placement.update(lambda: self._update(max_scores))
+
+    def _update(self, max_scores: Tensor | None) -> StepReport:
         # A score that is not finite spoils the norm, so that all processes skip the step or none does.
         spoilt = max_scores is not None and not bool(torch.isfinite(max_scores).all())
         grad_norm = self._norm([p for group in self.param_groups for p in group["params"]], spoilt=spoilt)

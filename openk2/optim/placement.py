@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from openk2.protocols import Result
+
 
 class Whole:
     """A `Placement` (see `openk2.protocols`) that has nothing to bring together."""
@@ -42,6 +44,9 @@ class Whole:
     @torch.no_grad()
     def put(self, tensor: Tensor, parameter: Tensor) -> None:
         parameter.copy_(tensor)
+
+    def update(self, step: Callable[[], Result]) -> Result:
+        return step()
 
 
 WHOLE = Whole()

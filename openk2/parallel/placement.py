@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from openk2.parallel.world import World
-from openk2.protocols import Placement
+from openk2.protocols import Placement, Result
 
 
 def shard_rows(rows: int, size: int) -> list[int]:
@@ -95,6 +95,9 @@ class Runs(ABC):
         parts = [torch.empty_like(padded) for _ in held]
         dist.all_gather(parts, padded)
         return torch.cat([part[:count] for part, count in zip(parts, held, strict=True)]).view(parameter.shape)
+
+    def update(self, step: Callable[[], Result]) -> Result:
+        return step()
 
     @torch.no_grad()
     def put(self, tensor: Tensor, parameter: Tensor) -> None:
