@@ -102,7 +102,7 @@ class ZeroOne(Flattened):
     def update(self, step: Callable[[], Result]) -> Result:
         results: list[Result] = []
         for parameter in self.parameters:
-            if parameter.grad is None:  # every process must bring the same gradients to the sum
+            if parameter.grad is None:  # every process must bring the same gradients to the sum; here those are zeros
                 parameter.grad = torch.zeros_like(parameter)
         self.client.work = lambda: results.append(step())
         self.engine.step()
