@@ -163,6 +163,8 @@ def _add_pretrain(commands: Any) -> None:
     parser = _command(commands, "pretrain", _pretrain, "train a base model on text", example, tiny_pretrain)
     parser.add_argument("preset", help="tiny, small, moonlight_16b_a3b or k2_1t")
     parser.add_argument("--data", help="a folder or file of text or JSONL (the same as --data.path)")
+    parser.add_argument("--engine", help="fsdp or deepspeed (the same as --parallel.engine)")
+    parser.add_argument("--zero", help="stage of DeepSpeed's ZeRO (the same as --parallel.zero)")
     parser.add_argument("--out", type=Path, help="run folder (default out/pretrain-PRESET)")
 
 
@@ -172,6 +174,9 @@ def _pretrain(arguments: argparse.Namespace) -> None:
     config = pretrain_recipe(arguments.preset)
     if arguments.data is not None:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=arguments.data))
+    for name in ("engine", "zero"):
+        if getattr(arguments, name) is not None:
+            arguments.overrides += [f"--parallel.{name}", getattr(arguments, name)]
     config = _overridden(config, arguments)
     from openk2.chat.codec import Codec
     from openk2.checkpoint.variant import export_variant
@@ -431,7 +436,9 @@ def _add_audit(commands: Any) -> None:
     )
     parser.add_argument("preset", help="tiny, small, moonlight_16b_a3b or k2_1t")
     parser.add_argument(
-        "--engine", choices=("fsdp", "ep"), help="instead: ten steps sharded against ten dense ones, by parameter"
+        "--engine",
+        choices=("fsdp", "ep", "deepspeed"),
+        help="instead: ten steps sharded against ten dense ones, by parameter",
     )
     parser.add_argument("--processes", type=int, default=2, help="of the sharded side (default 2)")
     parser.add_argument("--json", action="store_true")

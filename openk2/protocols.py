@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 # An OpenAI-format chat message or tool declaration, as JSON would hold it.
 Message = dict[str, Any]
 ToolSpec = dict[str, Any]
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,17 +343,24 @@ class QKGroup:
 class Placement(Protocol):
     """Which part of each parameter this process holds, and how whole matrices come together.
 
-    Parameters are sharded by rows of their first dimension or not at all. The
-    optimizer's maths is written for whole matrices; an optimizer that is given
-    a placement runs the same maths on parameters that lie on several processes.
+    A part is a run of elements that follow each other in the parameter, rows
+    first: all of them, some or none. The processes' runs follow each other in
+    the order of ranks. A run that begins and ends with a row may be shaped in
+    rows, any other one is flat. The optimizer's maths is written for whole
+    matrices; an optimizer that is given a placement runs the same maths on
+    parameters that lie on several processes.
     """
 
-    def local(self, tensor: Any) -> Any:
-        """The part of a parameter or gradient that lies here, sharing its memory."""
+    def local(self, parameter: Any) -> Any:
+        """The part of it that lies here, sharing its memory; of a buffer, all of it."""
         ...
 
-    def first_row(self, parameter: Any) -> int:
-        """The whole parameter's row at which the local part begins."""
+    def gradient(self, parameter: Any) -> Any | None:
+        """The gradient of the part that lies here, shaped like it; None where the parameter has no gradient."""
+        ...
+
+    def first_element(self, parameter: Any) -> int:
+        """The place in the whole parameter, seen flat, at which the local part begins."""
         ...
 
     def total(self, values: Any) -> Any:
@@ -374,4 +383,17 @@ class Placement(Protocol):
 
         `parts` are tensors like the local parts of `parameters`; returned is each part's share of the result.
         """
+        ...
+
+    def gather(self, part: Any, parameter: Any) -> Any:
+        """The whole of what `part`, a tensor like the local part of `parameter`, is this process's part of."""
+        ...
+
+    def put(self, tensor: Any, parameter: Any) -> None:
+        """Give a parameter or buffer the values of a whole tensor, of which every process takes its part."""
+        ...
+
+    def update(self, step: Callable[[], Result]) -> Result:
+        """What `step` returns, which is run once the local gradients are those of the whole step and changes the local
+        parts; afterwards forward passes see the change."""
         ...

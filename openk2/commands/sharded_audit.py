@@ -1,14 +1,17 @@
 """Sharded against dense: the same steps in one process and in several, compared parameter by parameter.
 
 The processes are started here, on this computer (gloo, fp32), with random
-batches that no two processes see alike. What must agree after the steps: every
-parameter, the maxima that QK-Clip saw, and the tokens that each expert was
-given.
+batches that no two processes see alike. What must agree after the steps, in
+every process: all parameters, the maxima that QK-Clip saw, the tokens that each
+expert was given, and the gradients' norms. Without the norms gradients averaged
+instead of added up would hardly show: the steps of Muon and of AdamW have a size
+of their own.
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -27,20 +30,20 @@ from openk2.data.batch import Batch
 from openk2.data.packing import pack_documents
 from openk2.model.model import Model
 from openk2.optim.muonclip import MuonClip
-from openk2.parallel.layout import lay_out
+from openk2.parallel.layout import lay_out, refuse_unavailable
 from openk2.parallel.world import ALONE, World, leave_world
 from openk2.train.batch import supervised
 from openk2.train.state import whole_state
 from openk2.train.step import StepResult, train_step
 
 TOLERANCE = 1e-5
-ENGINES = ("fsdp", "ep")
+ENGINES = ("fsdp", "ep", "deepspeed")
 ROWS, LENGTH = 12, 64
 
 
 @dataclass(frozen=True)
 class Row:
-    """One parameter: the relative distance of sharded from dense after all steps, and how far it moved."""
+    """One parameter: the relative distance of sharded from dense after all steps, and how far dense moved it."""
 
     name: str
     distance: float
@@ -53,42 +56,63 @@ class Row:
 
 @dataclass(frozen=True)
 class SteppedModel:
-    """Where some steps end: parameters by name, and of every step the maxima [L, H] and counts [L_moe, E]."""
+    """Where some steps end: parameters by name, and of every step the maxima [L, H], counts [L_moe, E] and norm."""
 
     parameters: dict[str, Tensor]
     max_scores: Tensor
     expert_counts: Tensor
+    grad_norms: Tensor
+
+    def save(self, path: Path) -> None:
+        named = {f"p.{name}": tensor.contiguous() for name, tensor in self.parameters.items()}
+        save_file({**named, "max": self.max_scores, "counts": self.expert_counts, "norms": self.grad_norms}, path)
+
+    @classmethod
+    def load(cls, path: Path) -> SteppedModel:
+        found = load_file(path)
+        parameters = {name[2:]: tensor for name, tensor in found.items() if name.startswith("p.")}
+        return cls(parameters, found["max"], found["counts"], found["norms"])
 
 
 def compare(
     model: ModelConfig, optim: OptimConfig, engine: str, *, processes: int = 2, steps: int = 10
 ) -> dict[str, Any]:
-    """Both ways from the same weights on the same batches: rows by parameter, and whether maxima and counts agree."""
+    """Both ways from the same weights on the same batches, judged."""
     if processes < 2 or ROWS % processes:
         raise ValueError(f"--processes: saw {processes}, expected 2 or more that divide {ROWS} rows")
-    parallel = ParallelConfig(dp=processes, ep=processes if engine == "ep" else 1)
+    parallel = _parallel(engine, processes)
+    refuse_unavailable(parallel)
     dense = run_steps(model, optim, ParallelConfig(), ALONE, steps)
     with tempfile.TemporaryDirectory() as folder:
         arguments = (processes, Path(folder), model, optim, parallel, steps)
         spawn(_process, arguments, nprocs=processes)  # type: ignore[no-untyped-call]
-        found = load_file(Path(folder) / "result.safetensors")
-    sharded = SteppedModel({n[2:]: t for n, t in found.items() if n.startswith("p.")}, found["max"], found["counts"])
-    start = _fresh(model).state_dict()
-    maxima = _relative(sharded.max_scores - dense.max_scores, dense.max_scores)
+        sharded = [SteppedModel.load(_result(Path(folder), rank)) for rank in range(processes)]
+    return {"engine": engine, "processes": processes, "steps": steps, **judge(_fresh(model), dense, sharded)}
+
+
+def judge(fresh: Model, dense: SteppedModel, sharded: Sequence[SteppedModel]) -> dict[str, Any]:
+    """Rows by parameter, how far maxima, counts and norms are from dense, and whether all is as it must be.
+
+    `sharded` is where each process ended; what counts is the one farthest away.
+    """
+    start = fresh.state_dict()
+    maxima = _farthest([one.max_scores for one in sharded], dense.max_scores)
+    norms = _farthest([one.grad_norms for one in sharded], dense.grad_norms)
+    counts_differ = max(int((one.expert_counts - dense.expert_counts).abs().sum()) for one in sharded)
     rows = [
-        Row(name, _relative(sharded.parameters[name] - value, value), _relative(value - start[name], start[name]))
+        Row(
+            name,
+            _farthest([one.parameters[name] for one in sharded], value),
+            _relative(value - start[name], start[name]),
+        )
         for name, value in dense.parameters.items()
     ]
     return {
-        "engine": engine,
-        "processes": processes,
-        "steps": steps,
         "rows": [asdict(row) | {"passed": row.passed} for row in rows],
         "max_scores": maxima,
-        "counts_differ": int((sharded.expert_counts - dense.expert_counts).abs().sum()),
-        "passed": all(row.passed for row in rows)
-        and maxima <= TOLERANCE
-        and torch.equal(sharded.expert_counts, dense.expert_counts),
+        "grad_norms": norms,
+        "counts_differ": counts_differ,
+        "passed": all(row.passed for row in rows) and maxima <= TOLERANCE and norms <= TOLERANCE and counts_differ == 0,
     }
 
 
@@ -102,7 +126,8 @@ def describe(found: dict[str, Any]) -> str:
     verdict = "green" if found["passed"] else "RED"
     lines.append(
         f"{verdict}: {found['engine']}, {found['processes']} processes against one, {found['steps']} steps in fp32; "
-        f"maxima of scores differ by {found['max_scores']:.1e}, tokens of experts by {found['counts_differ']}"
+        f"maxima of scores differ by {found['max_scores']:.1e}, gradients' norms by {found['grad_norms']:.1e}, "
+        f"tokens of experts by {found['counts_differ']}"
     )
     return "\n".join(lines)
 
@@ -139,7 +164,15 @@ def run_steps(
         whole_state(policy),
         torch.stack([result.max_scores for result in results]),
         torch.stack([result.expert_counts for result in results]),
+        torch.tensor([result.report.grad_norm for result in results], dtype=torch.float64),
     )
+
+
+def _parallel(engine: str, processes: int) -> ParallelConfig:
+    """Expert parallelism is FSDP2 with the experts spread."""
+    if engine == "ep":
+        return ParallelConfig(dp=processes, ep=processes)
+    return ParallelConfig(dp=processes, engine=engine)
 
 
 def _fresh(model: ModelConfig) -> Model:
@@ -163,10 +196,17 @@ def _process(rank: int, size: int, folder: Path, *what: Any) -> None:
     world = World(rank, size, init_device_mesh("cpu", (size,), mesh_dim_names=("data",)))
     model, optim, parallel, steps = what
     found = run_steps(model, optim, parallel, world, steps)
-    if world.first:
-        named = {f"p.{name}": tensor.contiguous() for name, tensor in found.parameters.items()}
-        save_file({**named, "max": found.max_scores, "counts": found.expert_counts}, folder / "result.safetensors")
+    found.save(_result(folder, rank))
     leave_world()
+
+
+def _result(folder: Path, rank: int) -> Path:
+    return folder / f"result-{rank}.safetensors"
+
+
+def _farthest(values: Sequence[Tensor], dense: Tensor) -> float:
+    """The largest relative distance; nan where one is nan."""
+    return float(torch.tensor([_relative(value - dense, dense) for value in values], dtype=torch.float64).max())
 
 
 def _relative(difference: Tensor, value: Tensor) -> float:

@@ -144,11 +144,30 @@ class ParallelConfig:
 
     dp: int = 1  # processes: each takes its share of a step's micro-batches and holds its share of the parameters
     ep: int = 1  # of them, those that share one set of experts: 1 (none; experts are sharded like the rest) or dp
+    engine: str = field(default="fsdp", metadata={"choices": ("fsdp", "deepspeed")})  # FSDP2, or DeepSpeed's ZeRO
+    zero: int | None = None  # stage of DeepSpeed's ZeRO: 1 (as if none is given), which cuts the optimizer's state only
 
     def __post_init__(self) -> None:
         _check("parallel", self, at_least_1="dp ep")
         if self.ep not in (1, self.dp):
             raise ValueError(f"parallel.ep: saw {self.ep}, expected 1 or parallel.dp ({self.dp})")
+        if self.zero not in (None, 1):
+            raise ValueError(f"parallel.zero: saw {self.zero}, expected 1; of ZeRO's stages openk2 runs the first only")
+        if self.zero is not None and self.engine != "deepspeed":
+            raise ValueError(
+                f"parallel.zero: saw {self.zero} with engine {self.engine}, where it would change nothing, "
+                "expected none; drop it or set --parallel.engine deepspeed"
+            )
+        if self.engine == "deepspeed" and self.ep > 1:
+            raise ValueError(
+                f"parallel.ep: saw {self.ep} with engine deepspeed, expected 1; set --parallel.ep 1, "
+                "or --parallel.engine fsdp"
+            )
+        if self.engine == "deepspeed" and self.dp < 2:
+            raise ValueError(
+                f"parallel.engine: saw deepspeed with parallel.dp {self.dp}, expected 2 processes or more; "
+                "set --parallel.dp and start as many with torchrun"
+            )
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ CHUNK = 2**20
 
 @dataclass(frozen=True)
 class _Piece:
-    """Some rows of a parameter that lie here, with their gradient and momentum."""
+    """The part of a parameter that lies here, with its gradient and momentum."""
 
     parameter: Tensor
     values: Tensor
@@ -212,6 +212,9 @@ class MuonClip(torch.optim.Optimizer):
         if closure is not None:
             raise ValueError("MuonClip.step: saw a closure, expected gradients computed beforehand")
         self._check_scores(max_scores)
+        return self.placement.update(lambda: self._update(max_scores))
+
+    def _update(self, max_scores: Tensor | None) -> StepReport:
         # A score that is not finite spoils the norm, so that all processes skip the step or none does.
         spoilt = max_scores is not None and not bool(torch.isfinite(max_scores).all())
         grad_norm = self._norm([p for group in self.param_groups for p in group["params"]], spoilt=spoilt)
@@ -243,7 +246,7 @@ class MuonClip(torch.optim.Optimizer):
 
     def _norm(self, parameters: Iterable[Tensor], *, spoilt: bool = False) -> float:
         """Euclidean norm of the gradients, over all processes; nan where one of them says that its step is spoilt."""
-        grads = [self.placement.local(p.grad) for p in parameters if p.grad is not None]
+        grads = [grad for grad in map(self.placement.gradient, parameters) if grad is not None]
         norms = torch._foreach_norm(grads) if grads else []
         squares = [float(norm) ** 2 for norm in norms]
         here = torch.tensor([math.nan if spoilt else sum(squares)], dtype=torch.float64)
@@ -259,7 +262,7 @@ class MuonClip(torch.optim.Optimizer):
         """Matrices of one shape, from whatever parameters, are orthogonalised together, a chunk at a time."""
         by_shape: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
         for parameter in group["params"]:
-            if parameter.grad is not None:
+            if self.placement.gradient(parameter) is not None:
                 matrices = self._spec_of[id(parameter)].matrices
                 assert matrices is not None
                 by_shape[matrices[1:]].append(parameter)
@@ -278,8 +281,8 @@ class MuonClip(torch.optim.Optimizer):
                 self._apply(pieces, updates, shape, group, squares)
 
     def _piece(self, parameter: Tensor) -> _Piece:
-        assert parameter.grad is not None
-        gradient, state = self.placement.local(parameter.grad), self.state[parameter]
+        gradient, state = self.placement.gradient(parameter), self.state[parameter]
+        assert gradient is not None
         if not state:
             state["momentum"] = torch.zeros_like(gradient)
         return _Piece(parameter, self.placement.local(parameter), gradient, state["momentum"])
@@ -303,9 +306,9 @@ class MuonClip(torch.optim.Optimizer):
         squares[f"{spec.route}.{spec.role}"] += torch.stack((total.double(), torch.tensor(float(elements)).double()))
 
     def _adamw(self, group: dict[str, Any], squares: dict[str, Tensor]) -> None:
-        owners = [p for p in group["params"] if p.grad is not None]
+        given = [(p, self.placement.gradient(p)) for p in group["params"]]
+        owners, grads = [p for p, grad in given if grad is not None], [grad for _, grad in given if grad is not None]
         parameters = [self.placement.local(p) for p in owners]
-        grads = [self.placement.local(p.grad) for p in owners]
         states = [self.state[p] for p in owners]
         for parameter, state in zip(parameters, states, strict=True):
             if not state:

@@ -7,14 +7,19 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from openk2.protocols import Result
+
 
 class Whole:
     """A `Placement` (see `openk2.protocols`) that has nothing to bring together."""
 
-    def local(self, tensor: Tensor) -> Tensor:
-        return tensor
+    def local(self, parameter: Tensor) -> Tensor:
+        return parameter
 
-    def first_row(self, parameter: Tensor) -> int:
+    def gradient(self, parameter: Tensor) -> Tensor | None:
+        return parameter.grad
+
+    def first_element(self, parameter: Tensor) -> int:
         return 0
 
     def total(self, values: Tensor) -> Tensor:
@@ -32,6 +37,16 @@ class Whole:
         dtype: torch.dtype,
     ) -> list[Tensor]:
         raise AssertionError("no parameter is cut")
+
+    def gather(self, part: Tensor, parameter: Tensor) -> Tensor:
+        return part
+
+    @torch.no_grad()
+    def put(self, tensor: Tensor, parameter: Tensor) -> None:
+        parameter.copy_(tensor)
+
+    def update(self, step: Callable[[], Result]) -> Result:
+        return step()
 
 
 WHOLE = Whole()

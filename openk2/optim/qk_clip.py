@@ -42,9 +42,24 @@ def qk_clip_(groups: Sequence[QKGroup], max_scores: Tensor, tau: float, placemen
 
 def _scale_rows_(rows: QKRows, gamma: Tensor, placement: Placement) -> None:
     """Row by row, so that a part of the weight is scaled as the whole would be; gamma [H]."""
-    weight = placement.local(rows.weight)
-    place = torch.arange(len(weight), device=gamma.device) + placement.first_row(rows.weight)
-    inside = place % rows.per_head
-    factor = gamma[place // rows.per_head] ** rows.power
-    chosen = (inside >= rows.first) & (inside < rows.last) & (factor < 1)
-    weight[chosen] *= factor[chosen, None].to(weight.dtype)
+    width = rows.weight.shape[1]
+    for weight, first_row in _rows(placement.local(rows.weight), placement.first_element(rows.weight), width):
+        place = torch.arange(len(weight), device=gamma.device) + first_row
+        inside = place % rows.per_head
+        factor = gamma[place // rows.per_head] ** rows.power
+        chosen = (inside >= rows.first) & (inside < rows.last) & (factor < 1)
+        weight[chosen] *= factor[chosen, None].to(weight.dtype)
+
+
+def _rows(run: Tensor, first: int, width: int) -> list[tuple[Tensor, int]]:
+    """A run of a weight as [rows, at most `width`], each with its first row: one piece, or the cut rows by themselves.
+
+    `first` is the run's first element in the weight; a flat run may begin and end within a row.
+    """
+    if run.ndim == 2:
+        return [(run, first // width)]
+    head = min(-first % width, len(run))
+    body = (len(run) - head) // width * width
+    begin, middle, end = run.split([head, body, len(run) - head - body])
+    pieces = [(begin[None], first), (middle.view(-1, width), first + head), (end[None], first + head + body)]
+    return [(piece, place // width) for piece, place in pieces if piece.numel()]

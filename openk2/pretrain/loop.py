@@ -33,7 +33,7 @@ from openk2.environments import TOOL_NAMES, declarations
 from openk2.model.induction import start_with_induction
 from openk2.model.model import Model
 from openk2.observe.console import Console
-from openk2.parallel.layout import lay_out
+from openk2.parallel.layout import lay_out, refuse_unavailable
 from openk2.parallel.world import ALONE, World
 from openk2.plan.flops import plan_flops
 from openk2.protocols import Message
@@ -54,6 +54,7 @@ def pretrain(config: PretrainConfig, path: Path, console: Console, world: World 
     Under torchrun every process runs this; `world` is what they share, and each gets the whole model back.
     """
     train = config.train
+    world.agree(lambda: refuse_unavailable(config.parallel))
     if config.data.path is not None:
         existing(config.data.path)  # a misspelt path is refused before kernels are compiled
     folder, dtype = open_run(

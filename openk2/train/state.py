@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from openk2.model.model import Model
 from openk2.optim.muonclip import MuonClip
-from openk2.optim.placement import WHOLE
-from openk2.parallel.placement import part_like, whole, whole_like
+from openk2.parallel.placement import part_like, whole
 from openk2.protocols import Placement
 
 
 def pack(model: Model, optimizer: MuonClip, cursor: dict[str, Any]) -> dict[str, Any]:
     """A checkpoint's content, whole on every process. Buffers (the router biases) are part of the model's state."""
     states = {
-        spec.name: {name: whole_like(part, spec.parameter) for name, part in optimizer.state[spec.parameter].items()}
+        spec.name: {
+            name: part if part.ndim == 0 else optimizer.placement.gather(part, spec.parameter)
+            for name, part in optimizer.state[spec.parameter].items()
+        }
         for spec in optimizer.specs
         if spec.parameter in optimizer.state
     }
@@ -47,12 +48,10 @@ def unpack(state: dict[str, Any], model: Model, optimizer: MuonClip) -> dict[str
     return cursor
 
 
-@torch.no_grad()
 def _load(model: Model, state: dict[str, Tensor], placement: Placement) -> None:
     """`load_state_dict`, each process taking its part."""
     held = model.state_dict(keep_vars=True)
-    if placement is WHOLE or set(state) != set(held):
+    if {name: tensor.shape for name, tensor in state.items()} != {name: tensor.shape for name, tensor in held.items()}:
         model.load_state_dict(state)  # which says what does not fit
-        return
     for name, tensor in held.items():
-        placement.local(tensor).copy_(part_like(state[name], tensor, placement))
+        placement.put(state[name], tensor)

@@ -15,6 +15,8 @@ from openk2.model.model import Model
 from openk2.ops.attention import reference_attention
 from openk2.ops.attention_backends import BACKENDS
 from openk2.optim.qk_clip import qk_clip_
+from openk2.parallel.placement import Flattened
+from openk2.parallel.world import World
 from openk2.protocols import QKGroup
 from openk2.train.batch import supervised
 
@@ -202,3 +204,20 @@ def test_maxima_of_other_heads_and_keys_of_other_heads_are_refused():
         optimizer.step(max_scores=torch.ones(1, 8))
     with pytest.raises(ValueError, match="8 query rows and 4 key rows"):
         QKGroup.multi_head("a", torch.randn(8, 3), torch.randn(4, 3), num_heads=4)
+
+
+@pytest.mark.parametrize("processes", [2, 3, 5, 40])
+def test_runs_of_elements_are_scaled_as_the_whole_weight(processes):
+    """A flat buffer cut within rows, within one row twice, and between weights; each process scales its own piece."""
+    generator = torch.Generator().manual_seed(0)
+    norm, query, key_value = (torch.randn(shape, generator=generator) for shape in ((5,), (12, 7), (10, 4)))
+    group = QKGroup.latent("layer", query, key_value, num_heads=2, nope_dim=4, rope_dim=2, value_dim=1)
+    weights, scores, before = [norm, query, key_value], torch.tensor([[50.0, 7.0]]), query.clone()
+    flat = torch.cat([weight.flatten() for weight in weights])
+    size = -(-len(flat) // processes)
+    flat = torch.cat([flat, flat.new_zeros(size * processes - len(flat))])
+    for rank, piece in enumerate(flat.split(size)):
+        qk_clip_([group], scores, 10.0, Flattened(World(rank, processes), weights, piece))
+    qk_clip_([group], scores, 10.0)  # the whole ones
+    assert torch.equal(flat[: 5 + 84 + 40], torch.cat([weight.flatten() for weight in weights]))
+    assert not torch.equal(query, before)
