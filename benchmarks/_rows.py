@@ -39,14 +39,20 @@ def in_turn(sides: dict[str, Callable[[], Any]], rounds: int, *, warm: int = 1) 
 class Rows:
     """The rows of one benchmark, written as they are found; those of the same commit and device are not made again."""
 
+    def __init__(self, description: str, **paths: str) -> None:
+        """`paths`: further options that name a file, each with its help; they are found in `paths`."""
+
     def __init__(self, description: str) -> None:
         keep_freed_memory()  # as a training run does; both sides have it
         parser = argparse.ArgumentParser(description=description)
         parser.add_argument("--quick", action="store_true", help="fewer rounds and the small sizes only")
         parser.add_argument("--json", type=Path, help="write the rows to this file, and go on from those in it")
+        for name, text in paths.items():
+            parser.add_argument(f"--{name}", type=Path, help=text)
         arguments = parser.parse_args()
         self.quick: bool = arguments.quick
         self.path: Path | None = arguments.json
+        self.paths: dict[str, Path | None] = {name: getattr(arguments, name) for name in paths}
         threads = torch.get_num_threads()
         self.stamp = {
             "device": f"{platform.processor() or platform.machine()}, {threads} threads",
@@ -62,6 +68,10 @@ class Rows:
         if done:
             print(f"{name}: already in {self.path}")
         return not done
+
+    def find(self, name: str) -> dict[str, Any]:
+        """The row of that name."""
+        return next(row for row in self.rows if row["name"] == name)
 
     def times(self, name: str, taken: dict[str, list[float]], peer_name: str, *, unit: str, amount: float) -> None:
         """A row of rates (`amount` a call) or, where `unit` ends in "s", of times multiplied by `amount`.
