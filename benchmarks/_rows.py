@@ -41,8 +41,6 @@ class Rows:
 
     def __init__(self, description: str, **paths: str) -> None:
         """`paths`: further options that name a file, each with its help; they are found in `paths`."""
-
-    def __init__(self, description: str) -> None:
         keep_freed_memory()  # as a training run does; both sides have it
         parser = argparse.ArgumentParser(description=description)
         parser.add_argument("--quick", action="store_true", help="fewer rounds and the small sizes only")
