@@ -24,7 +24,7 @@ def main() -> None:
             continue
         config = MODEL_PRESETS[preset]
         sides = {"ours": Ours(config).step, "peer": Ours(config, qk_clip_tau=None).step}
-        taken = in_turn(sides, 5 if rows.quick else 15, warm=2)
+        taken = in_turn(sides, 15 if name == "tiny" and not rows.quick else 5, warm=2)
         rows.times(f"qk_clip/{name}", taken, "the same without QK-Clip", unit="tokens/s", amount=TOKENS)
 
 

@@ -81,7 +81,7 @@ def main() -> None:
     for length in lengths:
         if rows.missing(f"time/{length}"):
             sides = {"ours": training_pass(length, True), "peer": training_pass(length, False)}
-            taken = in_turn(sides, 3 if rows.quick else 5)
+            taken = in_turn(sides, 3)
             rows.times(f"time/{length}", taken, "the same without recompute", unit="tokens/s", amount=length)
 
 

@@ -140,7 +140,7 @@ def main() -> None:
             continue
         config = MODEL_PRESETS[preset]
         ours, peer = Ours(config), best_peer(config, rows.quick)
-        rounds = 3 if rows.quick else 7
+        rounds = 7 if name == "tiny" and not rows.quick else 3
         for part, sides in (
             ("full_step", (ours.step, peer.step)),
             ("fwd_bwd", (ours.forward_backward, peer.forward_backward)),

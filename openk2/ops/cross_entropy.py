@@ -1,10 +1,11 @@
 """Log-probabilities of targets under a linear head, without keeping fp32 logits.
 
 What it is: the head product and the log-softmax of one chunk of tokens at a
-time. The backward pass needs the probabilities: as exponentials over their
-sums they are kept in the inputs' dtype while they are small and made again where they are not. One function
-serves the pre-training loss, SFT, RL (whose weights depend on the summed
-log-probabilities) and scoring. The slow twin is `reference_log_prob`.
+time. The backward pass needs the probabilities: as exponentials beside their
+sums they are kept in the inputs' dtype while they are few, and made again
+where they are not. One function serves the pre-training loss, SFT, RL (whose
+weights depend on the summed log-probabilities) and scoring. The slow twin is
+`reference_log_prob`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openk2.ops.fused import logits_gradient_, normalise_logits
+from openk2.ops.fused import logits_gradient_, normalise_logits_
 
 CHUNK_ROWS = 512  # a chunk's fp32 logits stay within the last-level cache at an 8k vocabulary
 KEEP_BYTES = 512 << 20  # largest probability matrix kept for the backward pass
@@ -31,11 +32,10 @@ class _LinearLogProb(torch.autograd.Function):
         log_probs, sums = (torch.empty(rows, dtype=wide, device=hidden.device) for _ in range(2))
         for first in range(0, rows, CHUNK_ROWS):
             chunk = slice(first, min(first + CHUNK_ROWS, rows))
-            logits = F.linear(hidden[chunk], head)
-            normaliser, exponentials, sums[chunk] = normalise_logits(logits)
-            log_probs[chunk] = logits.gather(1, targets[chunk, None]).squeeze(1) - normaliser
-            if kept is not None:
-                kept[chunk] = exponentials
+            logits = torch.mm(hidden[chunk], head.t(), out=None if kept is None else kept[chunk])
+            found = logits.gather(1, targets[chunk, None]).squeeze(1)
+            normaliser, sums[chunk] = normalise_logits_(logits)
+            log_probs[chunk] = found - normaliser
         ctx.save_for_backward(hidden, head, targets, sums, kept)
         return log_probs
 
@@ -47,7 +47,10 @@ class _LinearLogProb(torch.autograd.Function):
         for first in range(0, hidden.shape[0], CHUNK_ROWS):
             chunk = slice(first, min(first + CHUNK_ROWS, hidden.shape[0]))
             # The backward pass runs once: kept exponentials become the gradient in place.
-            exponentials = kept[chunk] if kept is not None else normalise_logits(F.linear(hidden[chunk], head))[1]
+            if kept is not None:
+                exponentials = kept[chunk]
+            else:
+                normalise_logits_(exponentials := F.linear(hidden[chunk], head))
             grad_logits = logits_gradient_(exponentials, sums[chunk], targets[chunk], grad[chunk])
             grad_hidden[chunk] = grad_logits @ head
             if grad_head is not None:

@@ -206,13 +206,14 @@ def mixed_gradient(grad: Tensor, out: Tensor, sums: Tensor) -> tuple[Tensor, Ten
 
 
 @_fused
-def normalise_logits(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """logits [N, V] -> log-sum-exp [N] (fp32 or fp64), exp(logit - largest) in their dtype, and its sums [N]."""
+def normalise_logits_(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """exp(logit - largest) in place of logits [N, V]; returns their log-sum-exp and the sums [N] (fp32 or fp64)."""
     wide = _wide(logits)
     peak = wide.amax(-1, keepdim=True)
     exponentials = torch.exp(wide - peak)
     total = exponentials.sum(-1)
-    return peak.squeeze(-1) + total.log(), exponentials.to(logits.dtype), total
+    logits.copy_(exponentials)
+    return peak.squeeze(-1) + total.log(), total
 
 
 @_fused
