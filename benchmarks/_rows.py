@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import torch
 from openk2.observe.files import write_atomic
 from openk2.observe.memory import keep_freed_memory
 from openk2.observe.run_folder import git_commit
+from openk2.ops.fused import fusion_available, set_fusion
 
 
 def seconds(run: Callable[[], Any]) -> float:
@@ -25,7 +28,7 @@ def seconds(run: Callable[[], Any]) -> float:
     return time.perf_counter() - begin
 
 
-def in_turn(sides: dict[str, Callable[[], Any]], rounds: int, *, warm: int = 1) -> dict[str, list[float]]:
+def in_turn(sides: Mapping[str, Callable[[], Any]], rounds: int, *, warm: int = 1) -> dict[str, list[float]]:
     """Seconds of each side over `rounds`, one call of each in every round; the first `warm` rounds do not count."""
     taken: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(warm + rounds):
@@ -34,6 +37,53 @@ def in_turn(sides: dict[str, Callable[[], Any]], rounds: int, *, warm: int = 1) 
             if number >= warm:
                 taken[name].append(spent)
     return taken
+
+
+class Apart:
+    """One side in a process of its own, as its user would run it: caches of compiled products and freed memory are not
+    shared with the other side. `make(*arguments)` makes, over there, what `run` calls the methods of."""
+
+    def __init__(self, make: Callable[..., Any], *arguments: Any) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, make, *arguments), daemon=True)
+        self._process.start()
+        theirs.close()
+        self._answer()
+
+    def run(self, method: str) -> None:
+        """Raises RuntimeError with what went wrong over there."""
+        self._pipe.send(method)
+        self._answer()
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.join()
+
+    def _answer(self) -> None:
+        try:
+            error = self._pipe.recv()
+        except EOFError:
+            error = "the process has ended"
+        if error:
+            raise RuntimeError(error)
+
+
+def _serve(pipe: Connection, make: Callable[..., Any], *arguments: Any) -> None:
+    keep_freed_memory()
+    set_fusion(fusion_available()[0])
+    side: Any = None
+    method = ""
+    while True:
+        try:
+            if method:
+                getattr(side, method)()
+            else:
+                side = make(*arguments)
+            pipe.send("")
+        except Exception as error:
+            pipe.send(f"{type(error).__name__}: {str(error)[:80]}")
+        method = pipe.recv()
 
 
 class Rows:

@@ -6,24 +6,24 @@ Both sides have the same shapes, rows of 512 tokens that are one document each, 
 4,096, bf16 products over fp32 weights (the peer under autocast), and no balance loss. The peer runs at the best of its
 settings, which is searched first: experts eager or by grouped products, attention by SDPA, with and without
 torch.compile. Its optimizer is torch.optim.Muon on every matrix that ours takes, stacked experts given to it one by
-one, and fused AdamW on the rest; it has no QK-Clip. Compiling is not counted. Rows `full_step/...`, `fwd_bwd/...` and
+one, and fused AdamW on the rest; it has no QK-Clip. Each side has a process of its own, and they take turns; both use
+freed memory again, from which the peer gains as well. Compiling is not counted. Rows `full_step/...`, `fwd_bwd/...` and
 `optimizer/...` of `tiny` and of `small` (117M parameters, "100m").
 """
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Iterator
+import itertools
+from functools import partial
 
 import torch
 import transformers
-from _rows import Rows, in_turn, seconds
+from _rows import Apart, Rows, in_turn, seconds
 from torch import Tensor, nn
 
 from openk2.checkpoint.hf_config import config_fields
 from openk2.config import MODEL_PRESETS, ModelConfig, OptimConfig
 from openk2.model.model import Model
-from openk2.ops.fused import fusion_available, set_fusion
 from openk2.optim.muonclip import MuonClip
 
 TOKENS, MICRO, LENGTH = 16_384, 4_096, 512
@@ -36,8 +36,6 @@ def batches(config: ModelConfig, tokens: int = TOKENS) -> list[tuple[Tensor, Ten
 
 
 class Ours:
-    name = "openk2"
-
     def __init__(self, config: ModelConfig, tokens: int = TOKENS, qk_clip_tau: float | None = 100.0) -> None:
         self.model = Model(config, compute_dtype=torch.bfloat16).init_weights(0).train()
         optim = OptimConfig(qk_clip_tau=qk_clip_tau)
@@ -68,7 +66,6 @@ class Peer:
     """transformers' model and torch's optimizers."""
 
     def __init__(self, config: ModelConfig, experts: str, compiled: bool) -> None:
-        self.name = f"transformers {transformers.__version__}, experts {experts}, sdpa" + ", compiled" * compiled
         fields = config_fields(config)
         fields.pop("architectures")
         fields.pop("model_type")
@@ -109,48 +106,49 @@ class Peer:
         self.update()
 
 
-def candidates(config: ModelConfig, quick: bool) -> Iterator[Peer]:
-    """The peer's settings that work here."""
-    for experts in ("eager", "grouped_mm"):
-        for compiled in (False,) if quick else (False, True):
-            try:
-                peer = Peer(config, experts, compiled)
-                peer.forward_backward()
-                yield peer
-            except Exception as error:  # what does not run here is no candidate; it is said
-                print(f"left out: experts {experts}, compiled {compiled}: {type(error).__name__}: {str(error)[:80]}")
-
-
-def best_peer(config: ModelConfig, quick: bool) -> Peer:
-    """The fastest of two rounds each."""
-    timed: list[tuple[float, int, Peer]] = []
-    for peer in candidates(config, quick):
-        taken = statistics.median(seconds(peer.forward_backward) for _ in range(2))
-        print(f"candidate: {peer.name}: {TOKENS / taken:,.0f} tokens/s")
-        timed.append((taken, len(timed), peer))
-    return min(timed)[2]
+def best_peer(config: ModelConfig, quick: bool) -> tuple[str, Apart]:
+    """The fastest of the peer's settings that work here, of two passes each; and what it is."""
+    timed: list[tuple[float, str, Apart]] = []
+    for experts, compiled in itertools.product(("eager", "grouped_mm"), (False,) if quick else (False, True)):
+        name = f"transformers {transformers.__version__}, experts {experts}, sdpa" + ", compiled" * compiled
+        try:
+            peer = Apart(Peer, config, experts, compiled)
+            peer.run("forward_backward")
+            taken = min(seconds(partial(peer.run, "forward_backward")) for _ in range(2))
+        except RuntimeError as error:  # what does not run here is no candidate; it is said
+            print(f"left out: {name}: {error}")
+            continue
+        print(f"candidate: {name}: {TOKENS / taken:,.0f} tokens/s", flush=True)
+        timed.append((taken, name, peer))
+    _, name, best = min(timed, key=lambda entry: entry[0])
+    for _, _, peer in timed:
+        if peer is not best:
+            peer.close()
+    return name, best
 
 
 def main() -> None:
     rows = Rows(__doc__.splitlines()[0])
-    set_fusion(fusion_available()[0])
     for name, preset in (("tiny", "tiny"), ("100m", "small")):
         parts = ("full_step", "fwd_bwd", "optimizer")
         if (rows.quick and name != "tiny") or not any(rows.missing(f"{part}/{name}") for part in parts):
             continue
         config = MODEL_PRESETS[preset]
-        ours, peer = Ours(config), best_peer(config, rows.quick)
+        peer_name, peer = best_peer(config, rows.quick)
+        ours = Apart(Ours, config)
         rounds = 7 if name == "tiny" and not rows.quick else 3
-        for part, sides in (
-            ("full_step", (ours.step, peer.step)),
-            ("fwd_bwd", (ours.forward_backward, peer.forward_backward)),
-            ("optimizer", (ours.update, peer.update)),
-        ):
+        for part, method in zip(parts, ("step", "forward_backward", "update"), strict=True):
             if any(row["name"] == f"{part}/{name}" for row in rows.rows):
                 continue
-            taken = in_turn({"ours": sides[0], "peer": sides[1]}, rounds, warm=1)
+            if part == "optimizer":  # which needs gradients, where a run went on from the rows of the first two
+                ours.run("forward_backward")
+                peer.run("forward_backward")
+            sides = {"ours": partial(ours.run, method), "peer": partial(peer.run, method)}
+            taken = in_turn(sides, rounds, warm=1)
             unit = "ms" if part == "optimizer" else "tokens/s"
-            rows.times(f"{part}/{name}", taken, peer.name, unit=unit, amount=1e3 if unit == "ms" else TOKENS)
+            rows.times(f"{part}/{name}", taken, peer_name, unit=unit, amount=1e3 if unit == "ms" else TOKENS)
+        ours.close()
+        peer.close()
 
 
 if __name__ == "__main__":
