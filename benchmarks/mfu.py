@@ -7,8 +7,8 @@ tokens that are one document each. Its FLOPs are 6 x the active parameters
 without the embedding, plus causal attention forward and backward; what the
 optimizer computes is not counted as useful. The peak is the best of five large
 products, measured before and after each step, the better of the two. Rows
-`mfu/tiny` and `mfu/100m` (16,384 tokens a step) and `mfu/1024` (hidden size
-1,024, eight layers, 4,096 tokens).
+`mfu/tiny`, `mfu/100m` and `mfu/1024` (hidden size 1,024, eight layers), 16,384
+tokens a step.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import statistics
 
 import torch
 from _rows import Rows, seconds
-from train_step import LENGTH, MICRO, Ours
+from train_step import LENGTH, MICRO, TOKENS, Ours
 
 from openk2.config import MODEL_PRESETS
 from openk2.ops.fused import fusion_available, set_fusion
@@ -33,18 +33,18 @@ WIDE = dataclasses.replace(
     num_attention_heads=16,
     n_routed_experts=16,
 )
-SIZES = {"tiny": (MODEL_PRESETS["tiny"], 16_384), "100m": (MODEL_PRESETS["small"], 16_384), "1024": (WIDE, 4_096)}
+SIZES = {"tiny": MODEL_PRESETS["tiny"], "100m": MODEL_PRESETS["small"], "1024": WIDE}
 
 
 def main() -> None:
     rows = Rows(__doc__.splitlines()[0])
     set_fusion(fusion_available()[0])
-    for name, (config, tokens) in SIZES.items():
+    for name, config in SIZES.items():
         if (rows.quick and name != "tiny") or not rows.missing(f"mfu/{name}"):
             continue
-        ours = Ours(config, tokens)
+        ours = Ours(config)
         flops = plan_flops(config, context=LENGTH)
-        work = tokens * (flops.six_n + 3 * flops.attention)
+        work = TOKENS * (flops.six_n + 3 * flops.attention)
         shares, rates, peaks = [], [], []
         for number in range(1 + (3 if rows.quick else 5)):
             before = matmul_flops_per_s(torch.bfloat16)
@@ -63,7 +63,7 @@ def main() -> None:
             ratio=statistics.median(shares),
             n=len(shares),
             spread=[min(shares), max(shares)],
-            tokens=tokens,
+            tokens=TOKENS,
             micro_batch=MICRO,
         )
 

@@ -18,7 +18,7 @@ Rows `logits/...` hold the largest logit of any head and step (median over seeds
 Rows `collapse/...` are of runs in whose middle the first MoE layer's router is made to send all tokens to the same
 experts, from which the router's bias and its gradients lead back. Each is compared with its twin, the run of the same
 seed without the collapse: steps until the training loss, averaged over `WINDOW` steps, is within `NEAR` nats of the
-twin's; the largest excess of that average; the validation loss less the twin's; the largest logit in the layers other
+twin's (0 where it never was further away); the largest excess of that average; the validation loss less the twin's; the largest logit in the layers other
 than the collapsed one over the `AFTER` steps after the collapse, by the twin's. There "ours" is with, "peer" without
 the clip; a run that does not recover counts with all its steps after the collapse (`recovered` says which did).
 
@@ -221,6 +221,7 @@ class Ablation:
         excess = (losses - twins).unfold(0, min(WINDOW, len(losses)), 1).mean(1)
         worst = int(excess.argmax())
         near = [step for step in range(worst, len(excess)) if excess[step] < NEAR]
+        recovery = near[0] + 1 if near else len(losses)
         end = self.collapse_at + AFTER
         # The first MoE layer, whose router collapses, follows the dense layer's number 0.
         largest, of_twin = (torch.tensor(part["largest"])[self.collapse_at : end] for part in (run, twin))
@@ -228,7 +229,7 @@ class Ablation:
         usual = max(twin["busiest"][self.collapse_at :])
         unbalanced = [step for step, share in enumerate(run["busiest"][self.collapse_at :]) if share > usual]
         return {
-            "recovery": near[0] + 1 if near else len(losses),
+            "recovery": recovery if excess[worst] >= NEAR else 0,
             "recovered": bool(near),
             "largest_excess": float(excess[worst]),
             "validation_excess": run["validation"] - twin["validation"],

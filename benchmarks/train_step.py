@@ -29,20 +29,19 @@ from openk2.optim.muonclip import MuonClip
 TOKENS, MICRO, LENGTH = 16_384, 4_096, 512
 
 
-def batches(config: ModelConfig, tokens: int = TOKENS) -> list[tuple[Tensor, Tensor]]:
+def batches(config: ModelConfig) -> list[tuple[Tensor, Tensor]]:
     """Inputs and targets [rows, LENGTH] of each micro-batch."""
-    ids = torch.randint(config.vocab_size, (tokens // LENGTH, LENGTH + 1), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(config.vocab_size, (TOKENS // LENGTH, LENGTH + 1), generator=torch.Generator().manual_seed(0))
     return [(part[:, :-1], part[:, 1:]) for part in ids.split(MICRO // LENGTH)]
 
 
 class Ours:
-    def __init__(self, config: ModelConfig, tokens: int = TOKENS, qk_clip_tau: float | None = 100.0) -> None:
+    def __init__(self, config: ModelConfig, qk_clip_tau: float | None = 100.0) -> None:
         self.model = Model(config, compute_dtype=torch.bfloat16).init_weights(0).train()
         optim = OptimConfig(qk_clip_tau=qk_clip_tau)
         self.optimizer = MuonClip.from_config(self.model.parameter_specs(), self.model.qk_groups(), optim)
         self.model.qk_clip_tau = self.optimizer.qk_clip_tau
-        self.tokens = tokens
-        self.batches = batches(config, tokens)
+        self.batches = batches(config)
         self.max_scores = torch.zeros(config.num_hidden_layers, config.num_attention_heads)
 
     def forward_backward(self) -> None:
@@ -50,7 +49,7 @@ class Ours:
         maxima = []
         for ids, targets in self.batches:
             log_probs, stats = self.model.log_probs(ids, targets)
-            (-log_probs.sum() / self.tokens).backward()  # type: ignore[no-untyped-call]
+            (-log_probs.sum() / TOKENS).backward()  # type: ignore[no-untyped-call]
             maxima.append(stats.max_scores)
         self.max_scores = torch.stack(maxima).amax(0)
 
