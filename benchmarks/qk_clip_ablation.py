@@ -18,9 +18,10 @@ Rows `logits/...` hold the largest logit of any head and step (median over seeds
 Rows `collapse/...` are of runs in whose middle the first MoE layer's router is made to send all tokens to the same
 experts, from which the router's bias and its gradients lead back. Each is compared with its twin, the run of the same
 seed without the collapse: steps until the training loss, averaged over `WINDOW` steps, is within `NEAR` nats of the
-twin's (0 where it never was further away); the largest excess of that average; the validation loss less the twin's; the largest logit in the layers other
-than the collapsed one over the `AFTER` steps after the collapse, by the twin's. There "ours" is with, "peer" without
-the clip; a run that does not recover counts with all its steps after the collapse (`recovered` says which did).
+twin's (0 where it never was further away); the largest excess of that average; the validation loss less the twin's; the
+largest logit in the layers other than the collapsed one over the `AFTER` steps after the collapse, by the twin's. There
+"ours" is with, "peer" without the clip; a run that does not recover counts with all its steps after the collapse
+(`recovered` says which did).
 
 Limits: one small model, a few hundred steps, one rate; a model that trains for longer at a lower rate meets other
 logits. Intervals are Student's t over seeds.
