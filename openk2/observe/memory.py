@@ -29,9 +29,8 @@ def peak_rss_bytes() -> int:
 def keep_freed_memory() -> None:
     """Use memory again that was freed, large buffers too, instead of handing it back to the system each time.
 
-    A training step allocates the same large buffers over and over, and every fresh page is first cleared by the kernel:
-    an expert layer takes a third longer for it. To be called before large buffers are allocated; what stages no longer
-    need, `give_back_memory` returns.
+    A training step allocates the same large buffers over and over, and every fresh page is first cleared by the kernel.
+    To be called before large buffers are allocated; what stages no longer need, `give_back_memory` returns.
     """
     _glibc("mallopt", _M_MMAP_THRESHOLD, 2**30)
     _glibc("mallopt", _M_TRIM_THRESHOLD, -1)
