@@ -63,7 +63,7 @@ MODEL = ModelConfig(
 DATA = DataConfig(max_bytes=16_000_000, val_bytes=65_536)  # 6.2M tokens: no run reads one twice
 LENGTH, ROWS = 256, 16  # tokens of a row, rows of a step
 LONGEST = 1_200  # steps of the longest run: rows are shuffled among so many steps' rows, whatever a run reads
-WARMUP, DECAY, FINAL = 0.05, 0.4, 0.1  # shares of the steps, and of the peak rate
+DECAY, FINAL = 0.4, 0.1  # shares of the steps, and of the peak rate
 VALIDATION_ROWS = 64  # of each domain
 TEXT = Path(__file__).parents[1] / "out" / "benchmark-text"
 PROCESSES = 2  # of one thread each
@@ -79,6 +79,7 @@ class Run:
     seed: int
     dtype: str
     softcap: float | None = None
+    warmup: float = 0.05  # share of the steps
     collapse_at: int | None = None
     collapsed: int = 0
 
@@ -119,7 +120,7 @@ def learn(run: Run) -> Learnt:
                 model,
                 optimizer,
                 supervised(batch.take(order[step * ROWS : (step + 1) * ROWS]), ROWS),
-                lr=run.optim.lr * schedule(step, run.steps),
+                lr=run.optim.lr * schedule(step, run),
                 balance_loss_alpha=1e-4,
                 bias_update_rate=1e-2,
             )
@@ -137,11 +138,10 @@ def learn(run: Run) -> Learnt:
     return Learnt(losses, torch.stack(scores), torch.stack(gammas), torch.stack(counts), validation, seconds)
 
 
-def schedule(step: int, steps: int) -> float:
+def schedule(step: int, run: Run) -> float:
     """K2's warm-up, stable and decay, in shares of the run."""
-    return wsd(
-        step, steps=steps, warmup_steps=round(WARMUP * steps), decay_steps=round(DECAY * steps), final_ratio=FINAL
-    )
+    warmup, decay = (round(share * run.steps) for share in (run.warmup, DECAY))
+    return wsd(step, steps=run.steps, warmup_steps=warmup, decay_steps=decay, final_ratio=FINAL)
 
 
 def _collapse(model: Model, layer: int) -> None:
