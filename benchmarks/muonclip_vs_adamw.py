@@ -14,10 +14,10 @@ logarithm of the tokens, equals AdamW's is what the row `tokens_to_equal_loss` c
 MuonClip's, with a 95% interval by Student's t over the seeds' logarithms. The row `loss_at_equal_tokens` compares both
 at the full budget; its ratio is AdamW's loss by MuonClip's.
 
-In favour of AdamW are more rates, a choice among its best by all seeds, a rate tuned for the budget it trains with (where
-MuonClip's smaller budgets have the full one's), and the curve of loss by tokens, which is convex, so that interpolation
-takes MuonClip's tokens for more than they are. The warm-up is a fifth of the run for both: a twentieth, eight steps, was
-too short for AdamW. QK-Clip's threshold is out of reach at these rates: it is Muon that is compared.
+In favour of AdamW are more rates, a choice among its best by all seeds, a rate tuned for the budget it trains with
+(where MuonClip's smaller budgets have the full one's), and the curve of loss by tokens, which is convex, so that
+interpolation takes MuonClip's tokens for more than they are. The warm-up is a fifth of the run for both: a twentieth,
+eight steps, was too short for AdamW. QK-Clip's threshold is out of reach at these rates: it is Muon that is compared.
 
 Limits: one small model, half a token a parameter, one batch size and one shape of schedule; rates are tuned, nothing
 else is; tokens are counted, not time (a step of MuonClip takes a little longer, benchmarks/muon_step.py).

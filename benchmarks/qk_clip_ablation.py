@@ -2,8 +2,8 @@
 
     python benchmarks/qk_clip_ablation.py [--quick] [--json FILE] [--picture FILE.svg]
 
-All runs train the model of `_learning` with Muon at several times its best rate (benchmarks/muonclip_vs_adamw.py), where
-attention logits grow until the rate decays; they differ in one thing:
+All runs train the model of `_learning` with Muon at several times its best rate (benchmarks/muonclip_vs_adamw.py),
+where attention logits grow until the rate decays; they differ in one thing:
 
 - `muon`: no clip, the other variants' peer
 - `muonclip`: QK-Clip at `TAU`, 30 as in the K2 report's small ablation (appendix D), for so few steps do not lead far
