@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import multiprocessing
-import statistics
 import time
 import unittest.mock
 from collections.abc import Iterator, Sequence
@@ -30,8 +29,10 @@ from openk2.config import DataConfig, ModelConfig, OptimConfig
 from openk2.data.corpus import build_corpus, training_texts
 from openk2.data.loader import PretrainLoader, validation_batches
 from openk2.data.prepare import load_manifest, prepare
+from openk2.evaluate import statistics
 from openk2.model.model import Model
 from openk2.observe.memory import keep_freed_memory
+from openk2.ops.attention import hidden_pairs
 from openk2.ops.attention_backends import BACKENDS
 from openk2.ops.fused import fusion_available, set_fusion
 from openk2.optim.muonclip import MuonClip
@@ -156,9 +157,7 @@ def softcapped(cap: float) -> Iterator[None]:
     """Attention whose logits are cap * tanh(logit / cap); what it reports are the logits before."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor, prepared: Any, scale: float) -> tuple[Tensor, Tensor]:
-        starts, _ = prepared
-        place = torch.arange(q.shape[2])
-        hidden = ((place > place[:, None]) | (place < starts[:, :, None])).unsqueeze(1)
+        hidden = hidden_pairs(prepared[0])
         scores = (q @ k.transpose(-1, -2)).float() * scale
         weights = (cap * torch.tanh(scores / cap)).masked_fill(hidden, -torch.inf).softmax(-1)
         return weights.to(v.dtype) @ v, scores.detach().masked_fill(hidden, -torch.inf).amax(-1)
@@ -216,9 +215,9 @@ def _job(job: tuple[str, Run, Measure]) -> tuple[str, dict[str, Any]]:
 
 def mean_and_interval(values: Sequence[float]) -> tuple[float, list[float]]:
     """The mean and its 95% interval by Student's t."""
-    mean = statistics.mean(values)
-    half = T_975[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.inf
-    return mean, [mean - half, mean + half]
+    found = statistics.mean(values)
+    half = T_975[found.n - 1] * found.stderr if found.n > 1 else math.inf
+    return found.value, [found.value - half, found.value + half]
 
 
 T_975 = (math.inf, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365)  # by degrees of freedom

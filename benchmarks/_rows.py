@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -19,6 +19,8 @@ from openk2.observe.files import write_atomic
 from openk2.observe.memory import keep_freed_memory
 from openk2.observe.run_folder import git_commit
 from openk2.ops.fused import fusion_available, set_fusion
+
+Result = TypeVar("Result")
 
 
 def seconds(run: Callable[[], Any]) -> float:
@@ -37,6 +39,12 @@ def in_turn(sides: Mapping[str, Callable[[], Any]], rounds: int, *, warm: int = 
             if number >= warm:
                 taken[name].append(spent)
     return taken
+
+
+def in_own_process(function: Callable[..., Result], *arguments: Any) -> Result:
+    """What `function` returns in a fresh process, whose memory is its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
 
 
 class Apart:

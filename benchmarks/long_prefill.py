@@ -10,12 +10,11 @@ once (as many heads, in bf16, as explicit attention would): its bytes are counte
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
 import resource
 import time
 
 import torch
-from _rows import Rows
+from _rows import Rows, in_own_process
 
 from openk2.config import MODEL_PRESETS
 from openk2.model.model import Model
@@ -46,8 +45,7 @@ def main() -> None:
         name = f"prefill/{length}"
         if not rows.missing(name):
             continue
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            taken, peak = pool.apply(prefill, (length,))
+        taken, peak = in_own_process(prefill, length)
         explicit = 2 * heads * length**2
         rows.add(
             name,

@@ -73,6 +73,7 @@ def measure(run: Run) -> dict[str, Any]:
 class Comparison:
     def __init__(self, rows: Rows, dtype: str, steps: int) -> None:
         self.rows, self.dtype, self.steps = rows, dtype, steps
+        self.tokens = steps * ROWS * LENGTH  # the full budget
 
     def losses(self, wanted: Sequence[Wanted]) -> dict[Wanted, float]:
         """Validation losses of runs."""
@@ -121,49 +122,59 @@ class Comparison:
         peers = {rate: [found["adamw", rate, 1.0, seed] for seed in seeds] for rate in finalists}
         best = min(finalists, key=lambda rate: statistics.mean(peers[rate]))
         curves = [[found["muonclip", ours, share, seed] for share in shares] for seed in seeds]
-        met = [crossing(shares, curve, target) for curve, target in zip(curves, peers[best], strict=True)]
         shared = {
             "peer_name": "AdamW at its best rate",
             "n": len(seeds),
             "rates": [ours, best],
             "seeds": list(seeds),
             "runs": {name: len(rates[name]) + len(part) for name, part in (("muonclip", muon), ("adamw", adamw))},
+            "finalists": {f"{rate:g}": losses for rate, losses in peers.items()},
         }
+        self.equal_loss(shares, curves, peers[best], shared)
+        self.equal_tokens([curve[-1] for curve in curves], peers[best], shared)
+
+    def equal_loss(
+        self, shares: Sequence[float], curves: list[list[float]], targets: list[float], shared: dict[str, Any]
+    ) -> None:
+        """The row of tokens with which MuonClip, whose losses by share `curves` has seed by seed, reaches `targets`."""
+        if not self.rows.missing("tokens_to_equal_loss"):
+            return
+        met = [crossing(shares, curve, target) for curve, target in zip(curves, targets, strict=True)]
         mean, interval = mean_and_interval([-math.log(share) for share, _ in met])
-        full = self.steps * ROWS * LENGTH
-        if self.rows.missing("tokens_to_equal_loss"):
-            self.rows.add(
-                "tokens_to_equal_loss",
-                unit="tokens",
-                ours=full / math.exp(mean),
-                peer=full,
-                ratio=math.exp(mean),
-                spread=[math.exp(end) for end in interval],
-                spread_is="95% interval, Student's t over the seeds' logarithms",
-                goal=1.4,
-                ratios=[1 / share for share, _ in met],
-                # Where AdamW's loss lies outside MuonClip's budgets the ratio is a bound.
-                inside=[inside for _, inside in met],
-                finalists={f"{rate:g}": losses for rate, losses in peers.items()},
-                shares=list(shares),
-                muonclip_losses=curves,
-                **shared,
-            )
-        if self.rows.missing("loss_at_equal_tokens"):
-            differences = [theirs - curve[-1] for theirs, curve in zip(peers[best], curves, strict=True)]
-            mean, interval = mean_and_interval(differences)
-            self.rows.add(
-                "loss_at_equal_tokens",
-                unit="nats",
-                ours=statistics.mean(curve[-1] for curve in curves),
-                peer=statistics.mean(peers[best]),
-                ratio=statistics.mean(peers[best]) / statistics.mean(curve[-1] for curve in curves),
-                spread=interval,
-                spread_is="95% interval of AdamW's loss less MuonClip's, Student's t over seeds",
-                difference=mean,
-                tokens=full,
-                **shared,
-            )
+        self.rows.add(
+            "tokens_to_equal_loss",
+            unit="tokens",
+            ours=self.tokens / math.exp(mean),
+            peer=self.tokens,
+            ratio=math.exp(mean),
+            spread=[math.exp(end) for end in interval],
+            spread_is="95% interval, Student's t over the seeds' logarithms",
+            goal=1.4,
+            ratios=[1 / share for share, _ in met],
+            # Where AdamW's loss lies outside MuonClip's budgets the ratio is a bound.
+            inside=[inside for _, inside in met],
+            shares=list(shares),
+            muonclip_losses=curves,
+            **shared,
+        )
+
+    def equal_tokens(self, ours: list[float], theirs: list[float], shared: dict[str, Any]) -> None:
+        """The row of both optimizers' losses at the full budget, seed by seed."""
+        if not self.rows.missing("loss_at_equal_tokens"):
+            return
+        mean, interval = mean_and_interval([peer - loss for loss, peer in zip(ours, theirs, strict=True)])
+        self.rows.add(
+            "loss_at_equal_tokens",
+            unit="nats",
+            ours=statistics.mean(ours),
+            peer=statistics.mean(theirs),
+            ratio=statistics.mean(theirs) / statistics.mean(ours),
+            spread=interval,
+            spread_is="95% interval of AdamW's loss less MuonClip's, Student's t over seeds",
+            difference=mean,
+            tokens=self.tokens,
+            **shared,
+        )
 
 
 def longer(grid: Sequence[float], edge: float) -> list[float]:

@@ -130,38 +130,45 @@ class Ablation:
 
     def variants(self) -> None:
         """The variants' largest logits and losses, and the clip's overshoot."""
-        peer = self.runs["muon"]
         for name in VARIANTS:
-            largest = {kind: [_largest(run) for run in self.runs[kind]] for kind in ("muon", name)}
-            ours, theirs = (statistics.median(largest[kind]) for kind in (name, "muon"))
-            self.add(
-                f"logits/{name}",
-                unit="logit",
-                ours=ours,
-                peer=theirs,
-                peer_name=NAMES["muon"],
-                ratio=theirs / ours,
-                spread=[min(largest[name]), max(largest[name])],
-                by_seed=largest[name],
-                last=[max(run["largest"][-1]) for run in self.runs[name]],
-                rate=RATE,
-                steps=len(peer[0]["losses"]),
-            )
-            losses = [run["validation"] for run in self.runs[name]]
-            differences = [loss - run["validation"] for loss, run in zip(losses, peer, strict=True)]
-            mean, interval = mean_and_interval(losses)
-            self.add(
-                f"loss/{name}",
-                unit="nats",
-                ours=mean,
-                peer=statistics.mean(run["validation"] for run in peer),
-                peer_name=NAMES["muon"],
-                ratio=statistics.mean(run["validation"] for run in peer) / mean,
-                spread=interval,
-                by_seed=losses,
-                difference=statistics.mean(differences),
-                difference_interval=mean_and_interval(differences)[1],
-            )
+            self.logits(name)
+            self.loss(name)
+        self.overshoot()
+
+    def logits(self, name: str) -> None:
+        ours, theirs = ([_largest(run) for run in self.runs[kind]] for kind in (name, "muon"))
+        self.add(
+            f"logits/{name}",
+            unit="logit",
+            ours=statistics.median(ours),
+            peer=statistics.median(theirs),
+            peer_name=NAMES["muon"],
+            ratio=statistics.median(theirs) / statistics.median(ours),
+            spread=[min(ours), max(ours)],
+            by_seed=ours,
+            last=[max(run["largest"][-1]) for run in self.runs[name]],
+            rate=RATE,
+            steps=len(self.runs[name][0]["losses"]),
+        )
+
+    def loss(self, name: str) -> None:
+        ours, theirs = ([run["validation"] for run in self.runs[kind]] for kind in (name, "muon"))
+        mean, interval = mean_and_interval(ours)
+        difference, difference_interval = mean_and_interval([a - b for a, b in zip(ours, theirs, strict=True)])
+        self.add(
+            f"loss/{name}",
+            unit="nats",
+            ours=mean,
+            peer=statistics.mean(theirs),
+            peer_name=NAMES["muon"],
+            ratio=statistics.mean(theirs) / mean,
+            spread=interval,
+            by_seed=ours,
+            difference=difference,
+            difference_interval=difference_interval,
+        )
+
+    def overshoot(self) -> None:
         clipped = self.runs["muonclip"]
         overshoot = torch.tensor([value for run in clipped for value in run["overshoot"]] or [1.0])
         quantiles = [float(overshoot.quantile(q)) for q in (0.5, 0.9, 0.99, 1.0)]

@@ -11,13 +11,12 @@ memory kept by memory with recompute, and of time without by time with it.
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
 import resource
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from _rows import Rows, in_turn
+from _rows import Rows, in_own_process, in_turn
 
 from openk2.config import MODEL_PRESETS
 from openk2.model.model import Model
@@ -63,10 +62,7 @@ def main() -> None:
     lengths = LENGTHS[:1] if rows.quick else LENGTHS
     for length in lengths:
         if rows.missing(f"memory/{length}"):
-            held = {}
-            for recompute in (True, False):
-                with multiprocessing.get_context("spawn").Pool(1) as pool:
-                    held[recompute] = pool.apply(peak_memory, (length, recompute))
+            held = {recompute: in_own_process(peak_memory, length, recompute) for recompute in (True, False)}
             rows.add(
                 f"memory/{length}",
                 unit="bytes",

@@ -25,7 +25,7 @@ from openk2.model.norm import RMSNorm
 from openk2.model.rope import softmax_scale
 from openk2.ops.attention import exact_peak_scores
 from openk2.ops.recompute import KEEP, Recompute
-from openk2.ops.rotary import key_value_heads, query_heads, rotate
+from openk2.ops.rope import key_value_heads, query_heads, rotate
 
 # The two norms inside attention use this epsilon whatever the config says, as in the released code.
 INNER_NORM_EPS = 1e-6

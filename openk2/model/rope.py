@@ -1,6 +1,6 @@
 """Rotary positions with YaRN, on interleaved pairs as the released weights store them.
 
-Invariant: rotating pairs (x0, x1), (x2, x3), ... in place (`ops.rotary`)
+Invariant: rotating pairs (x0, x1), (x2, x3), ... in place (`ops.rope`)
 gives the same scores as de-interleaving first, since queries and keys are
 permuted alike.
 Source: K2's config (rope_scaling) and DeepSeek-V3's published rotary code.

@@ -27,7 +27,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from openk2.ops.fused import mixed_gradient, softmax_block, softmax_block_backward, softmax_block_gradient
+from openk2.ops.fused import (
+    largest_of_block,
+    mixed_gradient,
+    softmax_block,
+    softmax_block_backward,
+    softmax_block_gradient,
+    wide_dtype,
+)
 
 QUERY_BLOCK = 256
 KEY_BLOCK = 2048  # keys of a tile: with the queries above a few megabytes of scores, which stay in a cache
@@ -156,8 +163,7 @@ def _joined(parts: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor,
 
 def _per_query(q: Tensor, batch: int) -> Tensor:
     """Room for a number of each query, [B, H, T], for q [B * H, T, d]."""
-    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
-    return torch.empty(batch, q.shape[0] // batch, q.shape[1], dtype=wide, device=q.device)
+    return torch.empty(batch, q.shape[0] // batch, q.shape[1], dtype=wide_dtype(q.dtype), device=q.device)
 
 
 def _scores(q: Tensor, k: Tensor, starts: Tensor, tile: _Tile) -> tuple[Tensor, Tensor, int, bool]:
@@ -192,14 +198,18 @@ def exact_peak_scores(q: Tensor, k: Tensor, starts: Tensor, scale: float) -> Ten
     q, k, starts = q.float().flatten(0, 1), k.float().flatten(0, 1), starts.to(torch.int32)
     peaks = _per_query(q, batch)
     for tiles in _tiles(starts, heads):
-        found = [softmax_block(*_scores(q, k, starts, tile), scale)[1] for tile in tiles]
+        found = [largest_of_block(*_scores(q, k, starts, tile), scale) for tile in tiles]
         peaks[tiles[0].rows, :, tiles[0].first : tiles[0].last] = torch.stack(found).amax(0)
     return peaks
 
 
+def hidden_pairs(starts: Tensor) -> Tensor:
+    """Which keys each query must not see, bool [B, 1, T, T], for attention that holds every score."""
+    place = torch.arange(starts.shape[1], device=starts.device)
+    return ((place > place[:, None]) | (place < starts[:, :, None])).unsqueeze(1)
+
+
 def reference_attention(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """The slow twin of `document_attention`: every score at once, differentiated by autograd."""
-    place = torch.arange(q.shape[2], device=q.device)
-    hidden = (place > place[:, None]) | (place < starts[:, :, None])
-    scores = (q @ k.transpose(-1, -2) * scale).masked_fill(hidden.unsqueeze(1), -torch.inf)
+    scores = (q @ k.transpose(-1, -2) * scale).masked_fill(hidden_pairs(starts), -torch.inf)
     return scores.softmax(-1) @ v, scores.amax(-1)

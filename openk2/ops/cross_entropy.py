@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openk2.ops.fused import logits_gradient_, normalise_logits_
+from openk2.ops.fused import logits_gradient_, normalise_logits_, wide_dtype
 
 CHUNK_ROWS = 512  # a chunk's fp32 logits stay within the last-level cache at an 8k vocabulary
 KEEP_BYTES = 512 << 20  # largest probability matrix kept for the backward pass
@@ -28,8 +28,7 @@ class _LinearLogProb(torch.autograd.Function):
         rows, vocab = hidden.shape[0], head.shape[0]
         keep = ctx.needs_input_grad[0] and rows * vocab * hidden.element_size() <= KEEP_BYTES
         kept = torch.empty(rows, vocab, dtype=hidden.dtype, device=hidden.device) if keep else None
-        wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        log_probs, sums = (torch.empty(rows, dtype=wide, device=hidden.device) for _ in range(2))
+        log_probs, sums = (hidden.new_empty(rows, dtype=wide_dtype(hidden.dtype)) for _ in range(2))
         for first in range(0, rows, CHUNK_ROWS):
             chunk = slice(first, min(first + CHUNK_ROWS, rows))
             logits = torch.mm(hidden[chunk], head.t(), out=None if kept is None else kept[chunk])

@@ -61,8 +61,13 @@ def _fused(function: Function) -> Function:
     return cast(Function, call)
 
 
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What values of `dtype` are computed in: fp32, or fp64 for fp64."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
+    return x.to(wide_dtype(x.dtype))
 
 
 @_fused
@@ -163,6 +168,12 @@ def softmax_block(
 
 
 @_fused
+def largest_of_block(scores: Tensor, visible_from: Tensor, first: int, masked: bool, scale: float) -> Tensor:
+    """The peaks of `softmax_block` alone."""
+    return _scaled(scores, visible_from, first, masked, scale).amax(-1)
+
+
+@_fused
 def softmax_block_backward(
     scores: Tensor,
     visible_from: Tensor,
@@ -195,10 +206,8 @@ def softmax_block_gradient(grad: Tensor, exponentials: Tensor, delta: Tensor, sc
 def mixed_gradient(grad: Tensor, out: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
     """What all tiles of attention's backward pass need of the output's gradient.
 
-    grad and out [B, T, H, v], sums [B, H, T].
-
-    Returns the gradient over the row's sum of exponentials [B, H, T, v], so that exponentials can stand for weights,
-    and its product with the output [B, H, T].
+    grad and out are [B, T, H, v], sums [B, H, T]. Returns the gradient over the row's sum of exponentials
+    [B, H, T, v], so that exponentials can stand for weights, and its product with the output [B, H, T].
     """
     divided = (_wide(grad) / sums.transpose(1, 2).unsqueeze(-1)).to(grad.dtype)
     delta = (_wide(divided) * _wide(out)).sum(-1)

@@ -11,7 +11,8 @@ help, their backward passes are written so (`openk2.ops.experts`, `fused`).
 Invariants: gradients have the same bits as without; statistics are taken from
 the forward pass alone, for nothing but `function` runs again. `function` must
 be deterministic and its weights must not change before the backward pass.
-Left out: offloading, and whole blocks made again (torch.utils.checkpoint).
+torch.utils.checkpoint would not do: it frees what a function keeps inside, not
+what it returns, which here is the larger part. Left out: offloading.
 """
 
 from __future__ import annotations

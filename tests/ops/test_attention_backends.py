@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from openk2.config.run import TrainConfig
 from openk2.ops.attention import exact_peak_scores, reference_attention
 from openk2.ops.attention_backends import BACKENDS, choose_backend
 
@@ -94,3 +97,9 @@ def test_auto_takes_what_can_be_trained_with():
     assert choose_backend("sdpa", torch.device("cpu")) == "sdpa"
     with pytest.raises(ValueError, match="saw 'fast', expected auto, tiled, flex, sdpa"):
         choose_backend("fast", torch.device("cpu"))
+
+
+def test_the_config_offers_what_there_is():
+    """Configs know no torch, so they name the backends for themselves."""
+    (choices,) = (entry.metadata["choices"] for entry in dataclasses.fields(TrainConfig) if entry.name == "attention")
+    assert choices == ("auto", *BACKENDS)

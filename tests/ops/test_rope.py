@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from openk2.ops.rotary import key_value_heads, query_heads, rotate
+from openk2.ops.rope import key_value_heads, query_heads, rotate
 
 HEADS, NOPE, ROPE, VALUE = 3, 5, 4, 6
 

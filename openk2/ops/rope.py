@@ -18,11 +18,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from openk2.ops.fused import wide_dtype
+
 
 def _turned(pairs: Tensor, turns: Tensor) -> Tensor:
     """pairs [..., r] times turns complex [..., r / 2] (broadcast), still wide: [..., r]."""
-    dtype = torch.float64 if pairs.dtype == torch.float64 else turns.dtype.to_real()
-    pairs = pairs.to(dtype)
+    pairs = pairs.to(wide_dtype(pairs.dtype))
     if any(step % 2 for step in (*pairs.stride()[:-1], pairs.storage_offset())):  # no complex number begins in between
         pairs = pairs.contiguous()
     numbers = torch.view_as_complex(pairs.unflatten(-1, (-1, 2)))
