@@ -97,9 +97,11 @@ def test_earlier_documents_cost_nothing():
     assert area[1] <= QUERY_BLOCK**2 * 8
 
 
+@pytest.mark.parametrize("key_block", [64, attention.KEY_BLOCK])
 @pytest.mark.parametrize("length", [5, QUERY_BLOCK + 9])
-def test_maximum_scores_are_those_of_the_explicit_matrix(length):
+def test_maximum_scores_are_those_of_the_explicit_matrix(length, key_block, monkeypatch):
     """fp32 inputs: the same maxima, signed, hidden scores left out; bf16 inputs: within the rounding."""
+    monkeypatch.setattr(attention, "KEY_BLOCK", key_block)
     starts = random_starts(3, length)
     q, k, v = (torch.randn(3, 2, length, 8) for _ in range(3))
     q[:, 1] = -q[:, 1].abs()

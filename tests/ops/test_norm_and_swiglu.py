@@ -1,4 +1,4 @@
-"""Norm and activation against their slow twins: forward, gradients, the bf16 error that rounding allows, extreme gates."""
+"""Norm and activation against their slow twins: forward, gradients, bf16's rounding, extreme gates."""
 
 from __future__ import annotations
 

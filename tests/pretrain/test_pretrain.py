@@ -224,3 +224,16 @@ def test_micro_batches_follow_the_config(run, tmp_path: Path, monkeypatch):
     pretrain(make_config(texts, steps=2, decay_steps=1, micro_batch_tokens=128), tmp_path / "run", silent_console()[0])
     assert [shapes for shapes, _ in seen] == [[(2, 64)] * 4] * 2
     assert [lr for _, lr in seen] == pytest.approx([1e-2, 1e-3])
+
+
+def test_the_model_computes_as_the_config_says(tmp_path, monkeypatch):
+    """And flex, which cannot train on the CPU, is refused before the first step."""
+    write_texts(tmp_path / "texts")
+    seen: list[Model] = []
+    monkeypatch.setattr(session, "fusion_available", lambda: (False, "a test"))
+    monkeypatch.setattr("openk2.pretrain.loop.fit", lambda plan, model, *rest: seen.append(model))
+    config = make_config(tmp_path / "texts", attention="sdpa", recompute="selective")
+    pretrain(config, tmp_path / "run", silent_console()[0])
+    assert [(model.attention, model.recompute) for model in seen] == [("sdpa", True)]
+    with pytest.raises(ValueError, match=r"train\.attention: saw flex on the CPU"):
+        pretrain(make_config(tmp_path / "texts", attention="flex"), tmp_path / "other", silent_console()[0])

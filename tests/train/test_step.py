@@ -12,6 +12,8 @@ from torch import Tensor
 
 from openk2.data.batch import Batch
 from openk2.data.packing import Piece, fill_rows, pack_documents
+from openk2.model import norm
+from openk2.model.mla import MultiHeadLatentAttention
 from openk2.model.model import Model
 from openk2.train.batch import MicroBatch, cross_entropy, supervised, to_tensors
 from openk2.train.step import StepResult, train_step
@@ -61,6 +63,43 @@ def test_recompute_changes_no_bit_and_counts_nothing_twice(dtype, changes):
     assert kept.loss == again.loss and kept.balance_loss == again.balance_loss
     assert torch.equal(kept.expert_counts, again.expert_counts) and torch.equal(kept.max_scores, again.max_scores)
     assert all(same_tensors(left, right) for left, right in zip(tensors, others, strict=True))
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_norms_and_projections_run_twice_with_recompute_and_once_without(recompute, monkeypatch):
+    runs = {"norm": 0, "keys and values": 0}
+
+    def counted(function, name):
+        def run(*given):
+            runs[name] += 1
+            return function(*given)
+
+        return run
+
+    monkeypatch.setattr(norm, "rms_norm", counted(norm.rms_norm, "norm"))
+    attention = MultiHeadLatentAttention
+    monkeypatch.setattr(attention, "_keys_values", counted(attention._keys_values, "keys and values"))
+    model = build()
+    model.recompute = recompute
+    take_step(model, make_muonclip(model), uneven(), 4)
+    # Four norms a layer; the last one, whose result the head reads, is kept.
+    assert runs == {"norm": 12 * (1 + recompute) + 1, "keys and values": 3 * (1 + recompute)}
+
+
+@pytest.mark.parametrize("attention", ["tiled", "sdpa"])
+def test_padding_has_no_part_in_the_largest_scores(attention):
+    """Whatever stands there, though padding attends to itself."""
+    model = build(initializer_range=0.5)
+    model.attention = attention
+    (micro,) = supervised(uneven(), 4)
+    padding = micro.layout.documents < 0
+    assert bool(padding.any())
+    found = []
+    for token in range(0, 300, 10):
+        with torch.no_grad():
+            found.append(model.hidden_states(micro.input_ids.masked_fill(padding, token), micro.layout)[1])
+    assert all(torch.equal(found[0].max_scores, stats.max_scores) for stats in found)
+    assert all(torch.equal(found[0].score_bounds, stats.score_bounds) for stats in found)
 
 
 def test_parameters_after_an_accumulated_step():

@@ -166,3 +166,14 @@ def test_the_digest_is_of_what_is_said(tmp_path: Path) -> None:
         for line in (talk_line(), {**talk_line(), "id": 7}, talk_line(answer="Good day!"))
     )
     assert one == same != other
+
+
+def test_the_model_computes_as_the_settings_say(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr("openk2.posttrain.sft.loop.fit", lambda plan, model, *rest: seen.append(model))
+    data = write_lines(tmp_path / "mine.jsonl", *[talk_line(str(n)) for n in range(8)])
+    settings = [*QUICK.split(), "--train.attention", "sdpa", "--train.recompute", "selective"]
+    assert main(["sft", str(checkpoint), "--data", str(data), "--out", str(tmp_path / "run"), *settings]) == 0
+    assert [(model.attention, model.recompute) for model in seen] == [("sdpa", True)]
