@@ -5,24 +5,30 @@
 Both sides hold the same matrices in fp32 and orthogonalise in bf16 with the same
 coefficients, five steps, Nesterov and weight decay; torch's is its own loop over
 parameters, which has no batched form. Ratios are of medians, rounds in turn.
-The second part fills a state for a model of over a billion parameters.
+Rows `share/...`: the optimizer's part of a step of 32,768 tokens, beside the
+least time its products could take: Newton-Schulz as written, 5 x (4 n^2 m + 2
+n^3) FLOPs a matrix of n x m with n <= m, at the machine's peak. The last part
+fills a state for a model of over a billion parameters.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import resource
+import statistics
 from collections.abc import Callable
 
 import torch
 from _rows import Rows, in_turn
 from torch import nn
+from train_step import Ours
 
-from openk2.config import MODEL_PRESETS, OptimConfig
+from openk2.config import MODEL_PRESETS, ModelConfig, OptimConfig
 from openk2.model.model import Model
 from openk2.ops.fused import fusion_available, set_fusion
 from openk2.optim.muonclip import MuonClip
 from openk2.protocols import ParameterSpec
+from openk2.train.precision import matmul_flops_per_s
 
 SHAPES = ((384, 64, 128), (384, 128, 256), (384, 256, 512))
 
@@ -38,6 +44,32 @@ def torchs_step(shape: tuple[int, int, int]) -> Callable[[], object]:
     for weight in weights:
         weight.grad = torch.randn(shape[1:])
     return torch.optim.Muon(weights, lr=1e-3, adjust_lr_fn="match_rms_adamw").step
+
+
+def share_of_a_step(rows: Rows, name: str, config: ModelConfig, rounds: int) -> None:
+    side = Ours(config)
+    side.batches *= 2  # 32,768 tokens
+    side.step()
+    taken = in_turn({"forward and backward": side.forward_backward, "optimizer": side.update}, rounds)
+    parts = {part: statistics.median(values) for part, values in taken.items()}
+    flops = 0
+    for spec in side.optimizer.specs:
+        if spec.matrices is not None:
+            count, height, width = spec.matrices
+            n, m = sorted((height, width))
+            flops += count * 5 * (4 * n * n * m + 2 * n**3)
+    shares = [b / (a + b) for a, b in zip(*taken.values(), strict=True)]
+    rows.add(
+        f"share/{name}",
+        unit="ms",
+        ours=parts["optimizer"] * 1e3,
+        peer=sum(parts.values()) * 1e3,
+        peer_name="the whole step of 32,768 tokens",
+        ratio=parts["optimizer"] / sum(parts.values()),
+        n=rounds,
+        spread=[min(shares), max(shares)],
+        floor_ms=flops / matmul_flops_per_s(torch.bfloat16) * 1e3,
+    )
 
 
 def fill_a_billion(rows: Rows) -> None:
@@ -76,6 +108,9 @@ def main() -> None:
             sides = {"ours": our_step(shape), "peer": torchs_step(shape)}
             taken = in_turn(sides, 5 if rows.quick else 15, warm=2)
             rows.times(name, taken, "torch.optim.Muon", unit="ms", amount=1e3)
+    for name, preset, rounds in (("tiny", "tiny", 5), ("100m", "small", 3)):
+        if (name == "tiny" or not rows.quick) and rows.missing(f"share/{name}"):
+            share_of_a_step(rows, name, MODEL_PRESETS[preset], rounds)
     if not rows.quick and rows.missing("state/billion"):
         fill_a_billion(rows)
 
