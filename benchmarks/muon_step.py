@@ -14,17 +14,18 @@ fills a state for a model of over a billion parameters.
 from __future__ import annotations
 
 import dataclasses
-import resource
 import statistics
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from _rows import Rows, in_turn
+from _rows import Rows, in_own_process, in_turn
 from torch import nn
 from train_step import Ours
 
 from openk2.config import MODEL_PRESETS, ModelConfig, OptimConfig
 from openk2.model.model import Model
+from openk2.observe.memory import keep_freed_memory, peak_rss_bytes
 from openk2.ops.fused import fusion_available, set_fusion
 from openk2.optim.muonclip import MuonClip
 from openk2.protocols import ParameterSpec
@@ -72,31 +73,28 @@ def share_of_a_step(rows: Rows, name: str, config: ModelConfig, rounds: int) -> 
     )
 
 
-def fill_a_billion(rows: Rows) -> None:
+def fill_a_billion() -> dict[str, Any]:
+    """Figures of one step of a model of over a billion parameters, for a process whose peak is its own."""
+    keep_freed_memory()
+    set_fusion(fusion_available()[0])
     config = dataclasses.replace(MODEL_PRESETS["small"], num_hidden_layers=12, n_routed_experts=256)
     model = Model(config)
     specs = model.parameter_specs()
     count = sum(p.numel() for p in model.parameters())
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, 1e-3)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    before = peak_rss_bytes()
     optimizer = MuonClip.from_config(specs, model.qk_groups(), OptimConfig())
     optimizer.step()
     state = sum(t.nbytes for s in optimizer.state.values() for t in s.values())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    rows.add(
-        "state/billion",
-        unit="bytes per parameter",
-        ours=state / count,
-        peer=8.0,
-        peer_name="AdamW's two moments in fp32",
-        ratio=8.0 * count / state,
-        n=1,
-        spread=[],
-        parameters=count,
-        workspace_gb=(peak - before - state) / 1e9,
-        peak_rss_gb=peak / 1e9,
-    )
+    peak = peak_rss_bytes()
+    return {
+        "ours": state / count,
+        "ratio": 8.0 * count / state,
+        "parameters": count,
+        "workspace_gb": (peak - before - state) / 1e9,
+        "peak_rss_gb": peak / 1e9,
+    }
 
 
 def main() -> None:
@@ -112,7 +110,9 @@ def main() -> None:
         if (name == "tiny" or not rows.quick) and rows.missing(f"share/{name}"):
             share_of_a_step(rows, name, MODEL_PRESETS[preset], rounds)
     if not rows.quick and rows.missing("state/billion"):
-        fill_a_billion(rows)
+        figures = in_own_process(fill_a_billion)
+        peer_name = "AdamW's two moments in fp32"
+        rows.add("state/billion", unit="bytes per parameter", peer=8.0, peer_name=peer_name, n=1, spread=[], **figures)
 
 
 if __name__ == "__main__":

@@ -187,8 +187,13 @@ class Ablation:
         )
 
     def collapses(self) -> None:
-        """The same measures of collapsed runs with the clip and without it."""
+        """What a collapsed router does, with the clip and without it."""
         found = {name: [self._against_twin(name, i) for i in range(len(self.seeds))] for name in ("muonclip", "muon")}
+        self.with_by_without(found)
+        self.balanced_again(found)
+
+    def with_by_without(self, found: dict[str, list[Figures]]) -> None:
+        """A row for each measure of collapsed runs."""
         units = {
             "recovery": "steps until the loss is near the twin's",
             "largest_excess": "nats above the twin",
@@ -210,6 +215,9 @@ class Ablation:
                 by_seed=ours,
                 peer_by_seed=theirs,
             )
+
+    def balanced_again(self, found: dict[str, list[Figures]]) -> None:
+        """A row for each optimizer's routers, with all figures of its runs."""
         for name, all_figures in found.items():
             self.add(
                 f"collapse/{name}",
