@@ -157,7 +157,7 @@ def softcapped(cap: float) -> Iterator[None]:
     """Attention whose logits are cap * tanh(logit / cap); what it reports are the logits before."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor, prepared: Any, scale: float) -> tuple[Tensor, Tensor]:
-        hidden = hidden_pairs(prepared[0])
+        hidden = hidden_pairs(prepared[0].starts)
         scores = (q @ k.transpose(-1, -2)).float() * scale
         weights = (cap * torch.tanh(scores / cap)).masked_fill(hidden, -torch.inf).softmax(-1)
         return weights.to(v.dtype) @ v, scores.detach().masked_fill(hidden, -torch.inf).amax(-1)

@@ -21,13 +21,14 @@ The slow twin is `reference_attention`. Left out: dropout and attention sinks.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from openk2.ops.fused import (
+    hide_,
     largest_of_block,
     mixed_gradient,
     softmax_block,
@@ -40,113 +41,149 @@ QUERY_BLOCK = 256
 KEY_BLOCK = 2048  # keys of a tile: with the queries above a few megabytes of scores, which stay in a cache
 KEY_STEP = 64  # tiles begin at multiples of it, so that few shapes of products occur
 KEPT_BYTES = 32 * 2**20  # a call's exponentials are kept for its backward pass up to this size
+MASK_BYTES = 32 * 2**20  # masks of tiles where documents begin are kept for all layers up to this size, else made again
 
 
 @dataclass(frozen=True)
-class _Tile:
-    """Queries `first` to `last` of `rows` against keys `low` to `high`; `heads` is where the rows' heads are.
+class Tile:
+    """Queries `first` to `last` of `rows` against keys `low` to `high`.
 
-    `masked`: some of these keys are hidden from some of these queries.
+    `masked`: some of these keys are hidden from some of these queries; `hidden` is what `Tiling.hidden` gives, where it
+    was made beforehand.
     """
 
     rows: slice
-    heads: slice
     first: int
     last: int
     low: int
     high: int
     masked: bool
+    hidden: Tensor | None
 
-    @property
-    def queries(self) -> tuple[slice, slice]:
-        return self.heads, slice(self.first, self.last)
+    def queries(self, heads: int) -> tuple[slice, slice]:
+        """Where the queries are in [B * H, T]."""
+        return slice(self.rows.start * heads, self.rows.stop * heads), slice(self.first, self.last)
 
-    @property
-    def keys(self) -> tuple[slice, slice]:
-        return self.heads, slice(self.low, self.high)
+    def keys(self, heads: int) -> tuple[slice, slice]:
+        """Where the keys are in [B * H, T]."""
+        return slice(self.rows.start * heads, self.rows.stop * heads), slice(self.low, self.high)
 
     @property
     def num_scores(self) -> int:
-        return (self.heads.stop - self.heads.start) * (self.last - self.first) * (self.high - self.low)
+        """Scores of one head."""
+        return (self.rows.stop - self.rows.start) * (self.last - self.first) * (self.high - self.low)
 
 
-def _tiles(starts: Tensor, heads: int) -> Iterator[list[_Tile]]:
-    """Tiles that cover every visible score, those of the same queries together, their keys in order.
+class Tiling:
+    """Tiles that cover every visible score, for all layers of a forward pass to share.
 
-    One a query block where all rows see as far back, else one a row; more where the keys are many.
+    starts [B, T] is, for each position, the first position of its document. `blocks` holds the tiles by block of
+    queries, their keys in order: a block is of all rows where all see as far back, else of one.
     """
-    batch, length = starts.shape
-    for first in range(0, length, QUERY_BLOCK):
-        last = min(first + QUERY_BLOCK, length)
-        seen_by_some, seen_by_all = (s.tolist() for s in starts[:, first:last].aminmax(dim=1))
-        lows = [low - low % KEY_STEP for low in seen_by_some]
-        step = batch if len(set(lows)) == 1 else 1
-        for row in range(0, batch, step):
-            end = row + step
-            whole_from = max(seen_by_all[row:end])
-            queries = (slice(row, end), slice(row * heads, end * heads), first, last)
-            bounds = [*range(lows[row], last, KEY_BLOCK), last]
-            yield [
-                _Tile(*queries, low, high, masked=low < whole_from or high > first + 1)
-                for low, high in zip(bounds[:-1], bounds[1:], strict=True)
-            ]
+
+    def __init__(self, starts: Tensor) -> None:
+        self.starts = starts.to(torch.int32)
+        self._causal: dict[tuple[int, int, int], Tensor] = {}  # masks of tiles within one document, which are all alike
+        self._room = MASK_BYTES
+        self.blocks = list(self._blocks())
+
+    def _blocks(self) -> Iterator[list[Tile]]:
+        batch, length = self.starts.shape
+        for first in range(0, length, QUERY_BLOCK):
+            last = min(first + QUERY_BLOCK, length)
+            seen_by_some, seen_by_all = (s.tolist() for s in self.starts[:, first:last].aminmax(dim=1))
+            lows = [low - low % KEY_STEP for low in seen_by_some]
+            step = batch if len(set(lows)) == 1 else 1
+            for row in range(0, batch, step):
+                whole_from = max(seen_by_all[row : row + step])
+                bounds = [*range(lows[row], last, KEY_BLOCK), last]
+                yield [
+                    self._tile(slice(row, row + step), first, last, low, high, whole_from)
+                    for low, high in zip(bounds[:-1], bounds[1:], strict=True)
+                ]
+
+    def _tile(self, rows: slice, first: int, last: int, low: int, high: int, whole_from: int) -> Tile:
+        tile = Tile(rows, first, last, low, high, masked=low < whole_from or high > first + 1, hidden=None)
+        if not tile.masked:
+            return tile
+        if low >= whole_from:
+            shape = (last - first, high - low, first - low)
+            if shape not in self._causal:
+                self._causal[shape] = self._made(replace(tile, rows=slice(rows.start, rows.start + 1)))
+            return replace(tile, hidden=self._causal[shape])
+        self._room -= 2 * tile.num_scores
+        return tile if self._room < 0 else replace(tile, hidden=self._made(tile))
+
+    def _made(self, tile: Tile) -> Tensor:
+        rows, queries, keys = tile.rows.stop - tile.rows.start, tile.last - tile.first, tile.high - tile.low
+        mask = torch.empty(rows, 1, queries, keys, dtype=torch.bfloat16, device=self.starts.device)
+        return hide_(mask, self.starts[tile.rows, tile.first : tile.last] - tile.low, tile.first - tile.low)
+
+    def hidden(self, tile: Tile) -> Tensor | None:
+        """What is added to a tile's scores: 0 where the query sees the key, else -inf, bf16 [rows or 1, 1, queries,
+        keys]; None where every query sees every key."""
+        return self._made(tile) if tile.masked and tile.hidden is None else tile.hidden
 
 
 class _TiledAttention(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, starts: Tensor, scale: float, keep: bool
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, tiling: Tiling, scale: float, keep: bool
     ) -> tuple[Tensor, Tensor]:
         batch, heads, length, _ = q.shape
         q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
         # In the order in which the output projection reads it: position by position, its heads side by side.
         out = torch.empty(batch, length, heads, v.shape[-1], dtype=q.dtype, device=q.device)
         peaks, sums = _per_query(q, batch), _per_query(q, batch)
-        ctx.tiles = list(_tiles(starts, heads))
-        num_scores = sum(tile.num_scores for tiles in ctx.tiles for tile in tiles)
-        few = num_scores * q.element_size() <= KEPT_BYTES and all(len(tiles) == 1 for tiles in ctx.tiles)
+        num_scores = heads * sum(tile.num_scores for tiles in tiling.blocks for tile in tiles)
+        few = num_scores * q.element_size() <= KEPT_BYTES and all(len(tiles) == 1 for tiles in tiling.blocks)
         ctx.kept = [] if keep and few and any(ctx.needs_input_grad) else None
-        for tiles in ctx.tiles:
+        for tiles in tiling.blocks:
             rows, queries = tiles[0].rows, slice(tiles[0].first, tiles[0].last)
             parts = []
             for tile in tiles:
-                exponentials, peak, total = softmax_block(*_scores(q, k, starts, tile), scale)
-                mixed = torch.bmm(exponentials.flatten(0, 1), v[tile.keys]).unflatten(0, (-1, heads))
+                exponentials, peak, total = softmax_block(_scores(q, k, tile, heads), tiling.hidden(tile), scale)
+                mixed = torch.bmm(exponentials.flatten(0, 1), v[tile.keys(heads)]).unflatten(0, (-1, heads))
                 parts.append((mixed, peak, total))
                 if ctx.kept is not None:
                     ctx.kept.append(exponentials)
             mixed, peaks[rows, :, queries], sums[rows, :, queries] = _joined(parts)
             out[rows, queries] = (mixed / sums[rows, :, queries].unsqueeze(-1)).transpose(1, 2)
-        ctx.save_for_backward(q, k, v, starts, out, peaks, sums)
-        ctx.scale = scale
+        ctx.save_for_backward(q, k, v, out, peaks, sums)
+        ctx.tiling, ctx.scale = tiling, scale
         ctx.mark_non_differentiable(peaks)
         return out.transpose(1, 2), peaks
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor, _grad_peaks: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        q, k, v, starts, out, peaks, sums = ctx.saved_tensors
+        q, k, v, out, peaks, sums = ctx.saved_tensors
         heads = out.shape[2]
         grad_mixed, delta = mixed_gradient(grad_out.transpose(1, 2), out, sums)
         grad_mixed = grad_mixed.flatten(0, 1)
         # Sums of many products are kept wide; of one or two, rounding them once is as good.
-        dtype = sums.dtype if len(ctx.tiles) > 2 * len(starts) else q.dtype
+        dtype = sums.dtype if len(ctx.tiling.blocks) > 2 * len(out) else q.dtype
         grad_q, grad_k, grad_v = (torch.zeros(x.shape, dtype=dtype, device=x.device) for x in (q, k, v))
-        for index, tile in enumerate(tile for tiles in ctx.tiles for tile in tiles):
-            grad_tile = grad_mixed[tile.queries]
-            grad_weights = torch.bmm(grad_tile, v[tile.keys].transpose(1, 2)).unflatten(0, (-1, heads))
+        for index, tile in enumerate(tile for tiles in ctx.tiling.blocks for tile in tiles):
+            queries, keys = tile.queries(heads), tile.keys(heads)
+            grad_tile = grad_mixed[queries]
+            grad_weights = torch.bmm(grad_tile, v[keys].transpose(1, 2)).unflatten(0, (-1, heads))
             rows = (tile.rows, slice(None), slice(tile.first, tile.last))
             if ctx.kept is not None:
                 exponentials = ctx.kept[index]
                 grad_scores = softmax_block_gradient(grad_weights, exponentials, delta[rows], ctx.scale)
             else:
-                scores = _scores(q, k, starts, tile)
                 exponentials, grad_scores = softmax_block_backward(
-                    *scores, ctx.scale, grad_weights, peaks[rows], delta[rows]
+                    _scores(q, k, tile, heads),
+                    ctx.tiling.hidden(tile),
+                    ctx.scale,
+                    grad_weights,
+                    peaks[rows],
+                    delta[rows],
                 )
             exponentials, grad_scores = exponentials.flatten(0, 1), grad_scores.flatten(0, 1)
-            grad_v[tile.keys] += torch.bmm(exponentials.transpose(1, 2), grad_tile)
-            grad_q[tile.queries] += torch.bmm(grad_scores, k[tile.keys])
-            grad_k[tile.keys] += torch.bmm(grad_scores.transpose(1, 2), q[tile.queries])
+            grad_v[keys] += torch.bmm(exponentials.transpose(1, 2), grad_tile)
+            grad_q[queries] += torch.bmm(grad_scores, k[keys])
+            grad_k[keys] += torch.bmm(grad_scores.transpose(1, 2), q[queries])
         return *(x.to(q.dtype).unflatten(0, (-1, heads)) for x in (grad_q, grad_k, grad_v)), None, None, None
 
 
@@ -166,39 +203,30 @@ def _per_query(q: Tensor, batch: int) -> Tensor:
     return torch.empty(batch, q.shape[0] // batch, q.shape[1], dtype=wide_dtype(q.dtype), device=q.device)
 
 
-def _scores(q: Tensor, k: Tensor, starts: Tensor, tile: _Tile) -> tuple[Tensor, Tensor, int, bool]:
-    """One tile's unscaled scores [rows, H, queries, keys], and what `softmax_block` asks to tell which are visible."""
-    scores = torch.bmm(q[tile.queries], k[tile.keys].transpose(1, 2))
-    visible_from = starts[tile.rows, tile.first : tile.last] - tile.low
-    return (
-        scores.unflatten(0, (tile.rows.stop - tile.rows.start, -1)),
-        visible_from,
-        tile.first - tile.low,
-        tile.masked,
-    )
+def _scores(q: Tensor, k: Tensor, tile: Tile, heads: int) -> Tensor:
+    """One tile's unscaled scores [rows, H, queries, keys]."""
+    return torch.bmm(q[tile.queries(heads)], k[tile.keys(heads)].transpose(1, 2)).unflatten(0, (-1, heads))
 
 
 def document_attention(
-    q: Tensor, k: Tensor, v: Tensor, starts: Tensor, scale: float, *, keep: bool = True
+    q: Tensor, k: Tensor, v: Tensor, tiling: Tiling, scale: float, *, keep: bool = True
 ) -> tuple[Tensor, Tensor]:
     """Causal attention within documents.
 
-    q, k [B, H, T, qk_dim], v [B, H, T, v_dim]; starts [B, T] is, for each
-    position, the first position of its document. Returns the output
-    [B, H, T, v_dim] and each query's largest visible score [B, H, T], fp32 (fp64 for fp64 inputs). Without `keep` the
-    backward pass makes all exponentials again.
+    q, k [B, H, T, qk_dim], v [B, H, T, v_dim]. Returns the output [B, H, T, v_dim] and each query's largest visible
+    score [B, H, T], fp32 (fp64 for fp64 inputs). Without `keep` the backward pass makes all exponentials again.
     """
-    return cast(tuple[Tensor, Tensor], _TiledAttention.apply(q, k, v, starts.to(torch.int32), scale, keep))
+    return cast(tuple[Tensor, Tensor], _TiledAttention.apply(q, k, v, tiling, scale, keep))
 
 
 @torch.no_grad()
 def exact_peak_scores(q: Tensor, k: Tensor, starts: Tensor, scale: float) -> Tensor:
     """Each query's largest visible score from fp32 products, fp32 [B, H, T], tile by tile."""
     batch, heads = q.shape[:2]
-    q, k, starts = q.float().flatten(0, 1), k.float().flatten(0, 1), starts.to(torch.int32)
+    q, k, tiling = q.float().flatten(0, 1), k.float().flatten(0, 1), Tiling(starts)
     peaks = _per_query(q, batch)
-    for tiles in _tiles(starts, heads):
-        found = [largest_of_block(*_scores(q, k, starts, tile), scale) for tile in tiles]
+    for tiles in tiling.blocks:
+        found = [largest_of_block(_scores(q, k, tile, heads), tiling.hidden(tile), scale) for tile in tiles]
         peaks[tiles[0].rows, :, tiles[0].first : tiles[0].last] = torch.stack(found).amax(0)
     return peaks
 

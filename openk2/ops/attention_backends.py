@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, create_block_mask, flex_attention
 
-from openk2.ops.attention import document_attention
+from openk2.ops.attention import Tiling, document_attention
 
 LSE_MARGIN = 1e-4  # of max(1, |log-sum-exp|)
 ROUNDING = 1.01 * 2**-8  # of bf16's rounding to nearest, and of the products' own sums in fp32
@@ -56,11 +56,11 @@ class Backend(ABC):
 
 class Tiled(Backend):
     def prepare(self, starts: Tensor, *, frugal: bool) -> Any:
-        return starts, not frugal
+        return Tiling(starts), not frugal
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, prepared: Any, scale: float) -> tuple[Tensor, Tensor]:
-        starts, keep = prepared
-        return document_attention(q, k, v, starts, scale, keep=keep)
+        tiling, keep = prepared
+        return document_attention(q, k, v, tiling, scale, keep=keep)
 
     def bound(self, peaks: Tensor, dtype: torch.dtype) -> Tensor:
         return peaks + peaks.abs() * ROUNDING if dtype == torch.bfloat16 else peaks

@@ -18,8 +18,15 @@ from torch import Tensor
 
 from openk2.ops.fused import logits_gradient_, normalise_logits_, wide_dtype
 
-CHUNK_ROWS = 512  # a chunk's fp32 logits stay within the last-level cache at an 8k vocabulary
+CHUNK_BYTES = 32 << 20  # of a chunk's logits: they stay in the last-level cache between the product and the kernels
+CHUNK_ROWS = 256  # but no fewer rows than these, or the products would be slow
 KEEP_BYTES = 512 << 20  # largest probability matrix kept for the backward pass
+
+
+def _chunks(rows: int, head: Tensor) -> list[slice]:
+    """Slices of the rows whose logits are made at a time."""
+    step = max(CHUNK_ROWS, CHUNK_BYTES // (head.shape[0] * head.element_size()))
+    return [slice(first, min(first + step, rows)) for first in range(0, rows, step)]
 
 
 class _LinearLogProb(torch.autograd.Function):
@@ -29,8 +36,7 @@ class _LinearLogProb(torch.autograd.Function):
         keep = ctx.needs_input_grad[0] and rows * vocab * hidden.element_size() <= KEEP_BYTES
         kept = torch.empty(rows, vocab, dtype=hidden.dtype, device=hidden.device) if keep else None
         log_probs, sums = (hidden.new_empty(rows, dtype=wide_dtype(hidden.dtype)) for _ in range(2))
-        for first in range(0, rows, CHUNK_ROWS):
-            chunk = slice(first, min(first + CHUNK_ROWS, rows))
+        for chunk in _chunks(rows, head):
             logits = torch.mm(hidden[chunk], head.t(), out=None if kept is None else kept[chunk])
             found = logits.gather(1, targets[chunk, None]).squeeze(1)
             normaliser, sums[chunk] = normalise_logits_(logits)
@@ -43,8 +49,7 @@ class _LinearLogProb(torch.autograd.Function):
         hidden, head, targets, sums, kept = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden)
         grad_head = torch.zeros(head.shape, dtype=grad.dtype, device=head.device) if kept is None else None
-        for first in range(0, hidden.shape[0], CHUNK_ROWS):
-            chunk = slice(first, min(first + CHUNK_ROWS, hidden.shape[0]))
+        for chunk in _chunks(hidden.shape[0], head):
             # The backward pass runs once: kept exponentials become the gradient in place.
             if kept is not None:
                 exponentials = kept[chunk]

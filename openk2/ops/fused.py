@@ -141,44 +141,47 @@ def gather_sum(rows: Tensor, place: Tensor) -> Tensor:
     return total.to(rows.dtype)
 
 
-def _scaled(scores: Tensor, visible_from: Tensor, first: int, masked: bool, scale: float) -> Tensor:
-    """Scaled scores [B, H, Q, K] of queries first..first+Q-1 and keys 0..K-1, hidden ones at -inf.
+@_fused
+def hide_(mask: Tensor, visible_from: Tensor, first: int) -> Tensor:
+    """Fill mask [B, 1, Q, K] of queries first..first+Q-1 and keys 0..K-1: 0 where a query sees a key, else -inf.
 
-    visible_from [B, Q] is the first visible key of each query; without `masked` all are visible.
+    visible_from [B, Q] is the first visible key of each query.
     """
-    scaled = _wide(scores) * scale
-    if not masked:
-        return scaled
-    keys = torch.arange(scores.shape[3], dtype=torch.int32, device=scores.device)
-    queries = torch.arange(scores.shape[2], dtype=torch.int32, device=scores.device) + first
+    keys = torch.arange(mask.shape[3], dtype=torch.int32, device=mask.device)
+    queries = torch.arange(mask.shape[2], dtype=torch.int32, device=mask.device) + first
     visible = (keys <= queries[:, None]) & (keys >= visible_from[:, None, :, None])
-    return torch.where(visible, scaled, -torch.inf)
+    return mask.copy_(torch.where(visible, 0.0, -torch.inf))
+
+
+def _scaled(scores: Tensor, hidden: Tensor | None, scale: float) -> Tensor:
+    scaled = _wide(scores) * scale
+    return scaled if hidden is None else scaled + hidden
 
 
 @_fused
-def softmax_block(
-    scores: Tensor, visible_from: Tensor, first: int, masked: bool, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """exp(score - peak) [B, H, Q, K] in the scores' dtype, and of each query, [B, H, Q], the peak (its largest visible
-    score, -inf where none is) and the sum of exponentials. Arguments are those of `_scaled`."""
-    scaled = _scaled(scores, visible_from, first, masked, scale)
+def softmax_block(scores: Tensor, hidden: Tensor | None, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """exp(score * scale - peak) [B, H, Q, K] in the scores' dtype, and of each query, [B, H, Q], the peak (its largest
+    visible score, scale included, -inf where none is) and the sum of exponentials.
+
+    hidden [B or 1, 1, Q, K] is 0 where a key is visible, else -inf; None where all are.
+    """
+    scaled = _scaled(scores, hidden, scale)
     peak = scaled.amax(-1, keepdim=True)
-    exponentials = torch.exp(scaled - peak.clamp(min=-1e30))
-    return exponentials.to(scores.dtype), peak.squeeze(-1), exponentials.sum(-1)
+    # Summed as rounded, which is what multiplies the values; the unrounded ones would go to memory and back.
+    exponentials = torch.exp(scaled - peak.clamp(min=-1e30)).to(scores.dtype)
+    return exponentials, peak.squeeze(-1), _wide(exponentials).sum(-1)
 
 
 @_fused
-def largest_of_block(scores: Tensor, visible_from: Tensor, first: int, masked: bool, scale: float) -> Tensor:
+def largest_of_block(scores: Tensor, hidden: Tensor | None, scale: float) -> Tensor:
     """The peaks of `softmax_block` alone."""
-    return _scaled(scores, visible_from, first, masked, scale).amax(-1)
+    return _scaled(scores, hidden, scale).amax(-1)
 
 
 @_fused
 def softmax_block_backward(
     scores: Tensor,
-    visible_from: Tensor,
-    first: int,
-    masked: bool,
+    hidden: Tensor | None,
     scale: float,
     grad: Tensor,
     peak: Tensor,
@@ -189,7 +192,7 @@ def softmax_block_backward(
     grad [B, H, Q, K] is that of the weights over the row's sum of exponentials; delta [B, H, Q] the row's sum of
     grad * exponentials, all keys together (Dao, arXiv 2307.08691, section 3.1).
     """
-    scaled = _scaled(scores, visible_from, first, masked, scale)
+    scaled = _scaled(scores, hidden, scale)
     # Rounded as kept ones are, so that both ways give the same bits.
     exponentials = torch.exp(scaled - peak.unsqueeze(-1)).to(scores.dtype)
     grad_scores = _wide(exponentials) * (_wide(grad) - delta.unsqueeze(-1)) * scale
@@ -215,14 +218,28 @@ def mixed_gradient(grad: Tensor, out: Tensor, sums: Tensor) -> tuple[Tensor, Ten
 
 
 @_fused
-def normalise_logits_(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """exp(logit - largest) in place of logits [N, V]; returns their log-sum-exp and the sums [N] (fp32 or fp64)."""
-    wide = _wide(logits)
-    peak = wide.amax(-1, keepdim=True)
-    exponentials = torch.exp(wide - peak)
+def row_largest(x: Tensor) -> Tensor:
+    """The largest of each row of x [N, V], [N]."""
+    return x.amax(-1)
+
+
+@_fused
+def exponentials_(logits: Tensor, peak: Tensor) -> Tensor:
+    """exp(logit - peak) in place of logits [N, V], for peak [N]; returns the sums [N] (fp32 or fp64)."""
+    exponentials = torch.exp(_wide(logits) - _wide(peak).unsqueeze(-1))
     total = exponentials.sum(-1)
     logits.copy_(exponentials)
-    return peak.squeeze(-1) + total.log(), total
+    return total
+
+
+def normalise_logits_(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """exp(logit - largest) in place of logits [N, V]; returns their log-sum-exp and the sums [N] (fp32 or fp64).
+
+    Two kernels: as one, the exponentials would go to memory in fp32 and come back for their sum.
+    """
+    peak = row_largest(logits)
+    total = exponentials_(logits, peak)
+    return peak + total.log(), total
 
 
 @_fused

@@ -7,7 +7,7 @@ import torch
 from twins import BF16_ROUNDING, compare, draw, relative_error
 
 from openk2.ops import attention
-from openk2.ops.attention import QUERY_BLOCK, document_attention, exact_peak_scores, reference_attention
+from openk2.ops.attention import QUERY_BLOCK, Tiling, document_attention, exact_peak_scores, reference_attention
 
 
 def random_starts(batch: int, length: int) -> torch.Tensor:
@@ -20,16 +20,18 @@ def random_starts(batch: int, length: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("length", [1, 7, QUERY_BLOCK - 1, QUERY_BLOCK, QUERY_BLOCK + 1, 2 * QUERY_BLOCK + 3])
 @pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-13), (torch.float32, 2e-6)])
-@pytest.mark.parametrize("how", ["kept", "made again", "blocks of keys"])
+@pytest.mark.parametrize("how", ["kept", "made again", "blocks of keys", "masks made again"])
 def test_attention_equals_its_twin(length, dtype, rtol, how, monkeypatch):
     if how != "kept":
         monkeypatch.setattr(attention, "KEPT_BYTES", 0)
+    if how == "masks made again":
+        monkeypatch.setattr(attention, "MASK_BYTES", 0)
     if how == "blocks of keys":
         monkeypatch.setattr(attention, "KEY_BLOCK", 64)
     q, k, v = draw(2, 2, length, 6, dtype=dtype), draw(2, 2, length, 6, dtype=dtype), draw(2, 2, length, 5, dtype=dtype)
     starts = random_starts(2, length)
     compare(
-        lambda q, k, v: document_attention(q, k, v, starts, 0.7)[0],
+        lambda q, k, v: document_attention(q, k, v, Tiling(starts), 0.7)[0],
         lambda q, k, v: reference_attention(q, k, v, starts, 0.7)[0],
         (q, k, v),
         rtol=rtol,
@@ -45,16 +47,42 @@ def test_probabilities_are_made_again_where_they_would_be_many(monkeypatch):
     monkeypatch.setattr(attention, "QUERY_BLOCK", 4)
     starts = random_starts(2, 11)
     q, k, v = draw(2, 2, 11, 3), draw(2, 2, 11, 3), draw(2, 2, 11, 4)
-    scores = sum(tile.num_scores for tiles in attention._tiles(starts, 2) for tile in tiles)
+    scores = 2 * sum(tile.num_scores for tiles in Tiling(starts).blocks for tile in tiles)
     found = []
     for kept_bytes in (8 * scores, 8 * scores - 1):
         monkeypatch.setattr(attention, "KEPT_BYTES", kept_bytes)
         computed.clear()
-        out = document_attention(q, k, v, starts, 0.5)[0]
+        out = document_attention(q, k, v, Tiling(starts), 0.5)[0]
         tiles = len(computed)
         found.append(torch.autograd.grad(out.sum(), (q, k, v)))
         assert len(computed) == (tiles if kept_bytes == 8 * scores else 2 * tiles)
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_masks_are_few(monkeypatch):
+    """Tiles within one document share theirs; others are kept up to a size in all, and each says what it hides."""
+    monkeypatch.setattr(attention, "QUERY_BLOCK", 4)
+    monkeypatch.setattr(attention, "KEY_STEP", 4)
+    one = Tiling(torch.zeros(3, 16, dtype=torch.int64))
+    assert len({id(tile.hidden) for tiles in one.blocks for tile in tiles}) == 4  # by distance from the first key
+    starts = random_starts(3, 32)
+    starts[2, 16:] = 14  # begins within a step of keys, so that the first tile of each later block hides something
+    for mask_bytes in (attention.MASK_BYTES, 2 * 4 * 16, 0):
+        monkeypatch.setattr(attention, "MASK_BYTES", mask_bytes)
+        tiling = Tiling(starts)
+        tiles = [tile for tiles in tiling.blocks for tile in tiles]
+        own = [
+            tile
+            for tile in tiles
+            if tile.hidden is not None and id(tile.hidden) not in map(id, tiling._causal.values())
+        ]
+        assert sum(2 * tile.hidden.numel() for tile in own) <= mask_bytes
+        assert bool(own) == (mask_bytes > 0)
+        for tile in tiles:
+            rows, columns = slice(tile.first, tile.last), slice(tile.low, tile.high)
+            want = attention.hidden_pairs(starts)[tile.rows, :, rows, columns]
+            hidden = tiling.hidden(tile)
+            assert torch.equal(torch.zeros_like(want) if hidden is None else (hidden < 0).expand_as(want), want)
 
 
 @pytest.mark.parametrize("key_block", [attention.KEY_BLOCK, 2])
@@ -64,7 +92,7 @@ def test_attention_gradcheck(key_block, monkeypatch):
     monkeypatch.setattr(attention, "KEY_BLOCK", key_block)
     starts = torch.tensor([[0, 0, 0, 3, 3, 3, 3, 7, 7, 7]])
     inputs = (draw(1, 2, 10, 3), draw(1, 2, 10, 3), draw(1, 2, 10, 4))
-    assert torch.autograd.gradcheck(lambda q, k, v: document_attention(q, k, v, starts, 0.5)[0], inputs)
+    assert torch.autograd.gradcheck(lambda q, k, v: document_attention(q, k, v, Tiling(starts), 0.5)[0], inputs)
 
 
 def test_attention_never_looks_ahead_or_into_another_document(monkeypatch):
@@ -72,14 +100,14 @@ def test_attention_never_looks_ahead_or_into_another_document(monkeypatch):
     monkeypatch.setattr(attention, "QUERY_BLOCK", 4)
     starts = torch.tensor([[0, 0, 0, 0, 0, 5, 5, 5, 5, 5, 5]])
     q, k, v = draw(1, 2, 11, 4), draw(1, 2, 11, 4), draw(1, 2, 11, 4)
-    out, _ = document_attention(q, k, v, starts, 1.0)
+    out, _ = document_attention(q, k, v, Tiling(starts), 1.0)
     grad_k, grad_v = torch.autograd.grad(out[:, :, 5:8].sum(), (k, v))
     assert not grad_k[:, :, :5].any() and not grad_k[:, :, 8:].any()
     assert not grad_v[:, :, :5].any() and not grad_v[:, :, 8:].any()
     loud_k, loud_v = k.detach().clone(), v.detach().clone()
     for t in (*range(5), *range(8, 11)):
         loud_k[:, :, t], loud_v[:, :, t] = 1e3, 1e6
-    again, _ = document_attention(q, loud_k, loud_v, starts, 1.0)
+    again, _ = document_attention(q, loud_k, loud_v, Tiling(starts), 1.0)
     assert torch.equal(out[:, :, 5:8], again[:, :, 5:8])
 
 
@@ -88,7 +116,7 @@ def test_earlier_documents_cost_nothing():
     length, documents = 8 * QUERY_BLOCK, 16
     starts = torch.zeros(2, length, dtype=torch.int32)
     starts[1] = torch.arange(length) // (length // documents) * (length // documents)
-    tiles = [tile for tiles in attention._tiles(starts, heads=3) for tile in tiles]
+    tiles = [tile for tiles in Tiling(starts).blocks for tile in tiles]
     area = [0, 0]
     for tile in tiles:
         for row in range(tile.rows.start, tile.rows.stop):
@@ -108,14 +136,14 @@ def test_maximum_scores_are_those_of_the_explicit_matrix(length, key_block, monk
     k[:, 1] = k[:, 1].abs()  # every score of head 1 is negative: a maximum that started at 0 would hide them
     explicit = reference_attention(q.double(), k.double(), v.double(), starts, 0.3)[1]
     assert bool((explicit[:, 1] < 0).all())
-    for found in (document_attention(q, k, v, starts, 0.3)[1], exact_peak_scores(q, k, starts, 0.3)):
+    for found in (document_attention(q, k, v, Tiling(starts), 0.3)[1], exact_peak_scores(q, k, starts, 0.3)):
         torch.testing.assert_close(found, explicit.float(), rtol=1e-6, atol=1e-6)
 
     q16, k16, v16 = q.bfloat16(), k.bfloat16(), v.bfloat16()
     exact = exact_peak_scores(q16, k16, starts, 0.3)
     explicit = reference_attention(q16.double(), k16.double(), v16.double(), starts, 0.3)[1]
     torch.testing.assert_close(exact, explicit.float(), rtol=1e-6, atol=1e-6)
-    rounded = document_attention(q16, k16, v16, starts, 0.3)[1]
+    rounded = document_attention(q16, k16, v16, Tiling(starts), 0.3)[1]
     assert rounded.dtype == torch.float32
     assert bool(((rounded - exact).abs() <= BF16_ROUNDING * exact.abs()).all())
 
@@ -124,7 +152,7 @@ def test_attention_in_bf16_is_as_near_as_bf16_allows():
     starts = random_starts(2, 300)
     inputs = [torch.randn(2, 2, 300, 16).bfloat16().requires_grad_() for _ in range(3)]
     wide = [x.detach().double().requires_grad_() for x in inputs]
-    out, _ = document_attention(*inputs, starts, 0.25)
+    out, _ = document_attention(*inputs, Tiling(starts), 0.25)
     want, _ = reference_attention(*wide, starts, 0.25)
     weight = torch.randn_like(want)
     got_grads = torch.autograd.grad(out, inputs, weight.bfloat16())

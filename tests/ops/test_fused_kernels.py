@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from openk2.ops import fused
-from openk2.ops.attention import document_attention
+from openk2.ops.attention import Tiling, document_attention
 from openk2.ops.cross_entropy import linear_log_prob
 from openk2.ops.experts import routed_experts
 from openk2.ops.fused import fusion_available, rms_norm, set_fusion, swiglu_mlp
@@ -30,7 +30,9 @@ def everything(tokens: int, dtype: torch.dtype) -> list[torch.Tensor]:
     chosen = torch.rand(tokens, 8, generator=generator).topk(2).indices
     run(lambda x, w: rms_norm(x, w, 1e-6), draw(tokens, 32), draw(32))
     run(swiglu_mlp, draw(tokens, 16), draw(48, 16), draw(16, 24))
-    run(lambda q, k, v: document_attention(q, k, v, starts, 0.3)[0], *(draw(2, 3, tokens, 16) for _ in range(3)))
+    run(
+        lambda q, k, v: document_attention(q, k, v, Tiling(starts), 0.3)[0], *(draw(2, 3, tokens, 16) for _ in range(3))
+    )
     run(lambda h, w: linear_log_prob(h, w, chosen[:, 0]), draw(tokens, 16), draw(40, 16))
     run(
         lambda x, w, g, d: routed_experts(x, chosen, w.sigmoid(), g, d),
