@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from _rows import Rows
+from _rows import Rows, fuse
 from torch import Tensor
 
 from openk2.chat.tokenizer import Tokenizer
@@ -34,7 +34,6 @@ from openk2.model.model import Model
 from openk2.observe.memory import keep_freed_memory
 from openk2.ops.attention import hidden_pairs
 from openk2.ops.attention_backends import BACKENDS
-from openk2.ops.fused import fusion_available, set_fusion
 from openk2.optim.muonclip import MuonClip
 from openk2.optim.schedule import wsd
 from openk2.train.batch import supervised
@@ -205,7 +204,7 @@ def make(rows: Rows, runs: dict[str, Run], measure: Measure) -> list[dict[str, A
 def _one_thread() -> None:
     torch.set_num_threads(1)
     keep_freed_memory()
-    set_fusion(fusion_available()[0])
+    fuse()
 
 
 def _job(job: tuple[str, Run, Measure]) -> tuple[str, dict[str, Any]]:

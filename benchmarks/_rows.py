@@ -23,6 +23,11 @@ from openk2.ops.fused import fusion_available, set_fusion
 Result = TypeVar("Result")
 
 
+def fuse() -> None:
+    """Compile kernels where that works, as a training run does."""
+    set_fusion(fusion_available()[0])
+
+
 def seconds(run: Callable[[], Any]) -> float:
     """How long one call takes."""
     begin = time.perf_counter()
@@ -42,8 +47,8 @@ def in_turn(sides: Mapping[str, Callable[[], Any]], rounds: int, *, warm: int = 
 
 
 def in_own_process(function: Callable[..., Result], *arguments: Any) -> Result:
-    """What `function` returns in a fresh process, whose memory is its own."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
+    """What `function` returns in a fresh process, whose memory is its own; kernels are compiled there, too."""
+    with multiprocessing.get_context("spawn").Pool(1, initializer=fuse) as pool:
         return pool.apply(function, arguments)
 
 
@@ -79,7 +84,7 @@ class Apart:
 
 def _serve(pipe: Connection, make: Callable[..., Any], *arguments: Any) -> None:
     keep_freed_memory()
-    set_fusion(fusion_available()[0])
+    fuse()
     side: Any = None
     method = ""
     while True:
@@ -106,6 +111,7 @@ class Rows:
         for name, text in paths.items():
             parser.add_argument(f"--{name}", type=Path, help=text)
         arguments = parser.parse_args()
+        fuse()
         self.quick: bool = arguments.quick
         self.path: Path | None = arguments.json
         self.paths: dict[str, Path | None] = {name: getattr(arguments, name) for name in paths}

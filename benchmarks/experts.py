@@ -17,7 +17,6 @@ from _rows import Rows, in_turn
 
 from openk2.config import MODEL_PRESETS
 from openk2.model.moe import MixtureOfExperts
-from openk2.ops.fused import fusion_available, set_fusion
 
 TOKENS, TOP_K = 8_192, 8
 
@@ -40,7 +39,6 @@ def layer(num_experts: int) -> Callable[[], None]:
 
 def main() -> None:
     rows = Rows(__doc__.splitlines()[0])
-    set_fusion(fusion_available()[0])
     torch.manual_seed(0)
     for num_experts in (64, 384) if rows.quick else (32, 64, 128, 256, 384):
         name = f"experts/{num_experts}"

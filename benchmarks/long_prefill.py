@@ -18,14 +18,12 @@ from _rows import Rows, in_own_process
 
 from openk2.config import MODEL_PRESETS
 from openk2.model.model import Model
-from openk2.ops.fused import fusion_available, set_fusion
 
 LENGTHS = (4_096, 16_384, 65_536, 131_072)
 
 
 def prefill(length: int) -> tuple[float, float]:
     """Seconds and peak bytes of this process."""
-    set_fusion(fusion_available()[0])
     config = dataclasses.replace(MODEL_PRESETS["tiny"], max_position_embeddings=max(LENGTHS))
     model = Model(config).init_weights(0).to(torch.bfloat16).eval()
     model.compute_dtype = torch.bfloat16

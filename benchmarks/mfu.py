@@ -21,7 +21,6 @@ from _rows import Rows, seconds
 from train_step import LENGTH, MICRO, TOKENS, Ours
 
 from openk2.config import MODEL_PRESETS
-from openk2.ops.fused import fusion_available, set_fusion
 from openk2.plan.flops import plan_flops
 from openk2.train.precision import matmul_flops_per_s
 
@@ -38,7 +37,6 @@ SIZES = {"tiny": MODEL_PRESETS["tiny"], "100m": MODEL_PRESETS["small"], "1024": 
 
 def main() -> None:
     rows = Rows(__doc__.splitlines()[0])
-    set_fusion(fusion_available()[0])
     for name, config in SIZES.items():
         if (rows.quick and name != "tiny") or not rows.missing(f"mfu/{name}"):
             continue

@@ -26,7 +26,6 @@ from train_step import Ours
 from openk2.config import MODEL_PRESETS, ModelConfig, OptimConfig
 from openk2.model.model import Model
 from openk2.observe.memory import keep_freed_memory, peak_rss_bytes
-from openk2.ops.fused import fusion_available, set_fusion
 from openk2.optim.muonclip import MuonClip
 from openk2.protocols import ParameterSpec
 from openk2.train.precision import matmul_flops_per_s
@@ -76,7 +75,6 @@ def share_of_a_step(rows: Rows, name: str, config: ModelConfig, rounds: int) -> 
 def fill_a_billion() -> dict[str, Any]:
     """Figures of one step of a model of over a billion parameters, for a process whose peak is its own."""
     keep_freed_memory()
-    set_fusion(fusion_available()[0])
     config = dataclasses.replace(MODEL_PRESETS["small"], num_hidden_layers=12, n_routed_experts=256)
     model = Model(config)
     specs = model.parameter_specs()
@@ -99,7 +97,6 @@ def fill_a_billion() -> dict[str, Any]:
 
 def main() -> None:
     rows = Rows(__doc__.splitlines()[0])
-    set_fusion(fusion_available()[0])
     for shape in SHAPES:
         name = "x".join(map(str, shape))
         if rows.missing(name):

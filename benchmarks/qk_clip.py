@@ -13,12 +13,10 @@ from _rows import Rows, in_turn
 from train_step import TOKENS, Ours
 
 from openk2.config import MODEL_PRESETS
-from openk2.ops.fused import fusion_available, set_fusion
 
 
 def main() -> None:
     rows = Rows(__doc__.splitlines()[0])
-    set_fusion(fusion_available()[0])
     for name, preset in (("tiny", "tiny"), ("100m", "small")):
         if (rows.quick and name != "tiny") or not rows.missing(f"qk_clip/{name}"):
             continue

@@ -21,7 +21,6 @@ from _rows import Rows, in_own_process, in_turn
 from openk2.config import MODEL_PRESETS
 from openk2.model.model import Model
 from openk2.observe.memory import give_back_memory, keep_freed_memory
-from openk2.ops.fused import fusion_available, set_fusion
 
 LENGTHS = (4_096, 8_192, 16_384, 32_768)
 
@@ -45,7 +44,6 @@ def training_pass(length: int, recompute: bool) -> Callable[[], None]:
 def peak_memory(length: int, recompute: bool) -> int:
     """Bytes that a pass held at most, above what stood before it."""
     keep_freed_memory()
-    set_fusion(fusion_available()[0])
     training_pass(512, recompute)()  # compiles
     run = training_pass(length, recompute)
     give_back_memory()
@@ -73,7 +71,6 @@ def main() -> None:
                 n=1,
                 spread=[],
             )
-    set_fusion(fusion_available()[0])
     for length in lengths:
         if rows.missing(f"time/{length}"):
             sides = {"ours": training_pass(length, True), "peer": training_pass(length, False)}

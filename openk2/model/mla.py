@@ -104,7 +104,7 @@ class MultiHeadLatentAttention(nn.Module):
         largest = peaks.masked_fill(padding, -torch.inf).amax((0, 2))
         bounds = context.attention.bound(largest, q.dtype)
         if context.tau is not None and bool(bounds.max() > context.tau):
-            exact = exact_peak_scores(q, k, context.layout.starts, self.scale)
+            exact = exact_peak_scores(q, k, context.tiling, self.scale)
             largest = bounds = exact.masked_fill(padding, -torch.inf).amax((0, 2))
         return Scores(largest, bounds)
 

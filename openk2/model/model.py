@@ -25,6 +25,7 @@ from openk2.model.mla import MultiHeadLatentAttention, Scores
 from openk2.model.moe import MLP, MixtureOfExperts, Router, Routing, balance_loss
 from openk2.model.norm import RMSNorm
 from openk2.model.rope import rotary_turns
+from openk2.ops.attention import Tiling
 from openk2.ops.attention_backends import BACKENDS, choose_backend
 from openk2.ops.cross_entropy import linear_log_prob
 from openk2.ops.recompute import Recompute
@@ -138,8 +139,10 @@ class Model(nn.Module):
     def _context(self, layout: Layout) -> ForwardContext:
         again = Recompute(self.recompute and torch.is_grad_enabled())
         attention = BACKENDS[choose_backend(self.attention, layout.starts.device)]
-        prepared = attention.prepare(layout.starts, frugal=again.enabled)
-        return ForwardContext(layout, self.rotary(layout.positions), attention, prepared, self.qk_clip_tau, again)
+        tiling = Tiling(layout.starts)
+        prepared = attention.prepare(tiling, frugal=again.enabled)
+        turns = self.rotary(layout.positions)
+        return ForwardContext(layout, turns, tiling, attention, prepared, self.qk_clip_tau, again)
 
     def hidden_states(
         self,

@@ -20,15 +20,16 @@ The slow twin is `reference_attention`. Left out: dropout and attention sinks.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from openk2.ops.fused import (
-    hide_,
+    fill_mask_,
     largest_of_block,
     mixed_gradient,
     softmax_block,
@@ -48,8 +49,8 @@ MASK_BYTES = 32 * 2**20  # masks of tiles where documents begin are kept for all
 class Tile:
     """Queries `first` to `last` of `rows` against keys `low` to `high`.
 
-    `masked`: some of these keys are hidden from some of these queries; `hidden` is what `Tiling.hidden` gives, where it
-    was made beforehand.
+    `mask` names what hides some of these keys from some of these queries, equal names for equal masks: "causal" within
+    one document, "rows" where documents of these rows begin. None: every query sees every key.
     """
 
     rows: slice
@@ -57,8 +58,7 @@ class Tile:
     last: int
     low: int
     high: int
-    masked: bool
-    hidden: Tensor | None
+    mask: tuple[str, int, int, int] | None
 
     def queries(self, heads: int) -> tuple[slice, slice]:
         """Where the queries are in [B * H, T]."""
@@ -75,17 +75,20 @@ class Tile:
 
 
 class Tiling:
-    """Tiles that cover every visible score, for all layers of a forward pass to share.
+    """Tiles that cover every visible score, and their masks, for all layers of a forward pass to share.
 
-    starts [B, T] is, for each position, the first position of its document. `blocks` holds the tiles by block of
-    queries, their keys in order: a block is of all rows where all see as far back, else of one.
+    starts [B, T] is, for each position, the first position of its document.
     """
 
     def __init__(self, starts: Tensor) -> None:
         self.starts = starts.to(torch.int32)
-        self._causal: dict[tuple[int, int, int], Tensor] = {}  # masks of tiles within one document, which are all alike
+        self._masks: dict[tuple[str, int, int, int], Tensor] = {}
         self._room = MASK_BYTES
-        self.blocks = list(self._blocks())
+
+    @functools.cached_property
+    def blocks(self) -> list[list[Tile]]:
+        """The tiles by block of queries, their keys in order: of all rows where all see as far back, else of one."""
+        return list(self._blocks())
 
     def _blocks(self) -> Iterator[list[Tile]]:
         batch, length = self.starts.shape
@@ -97,32 +100,34 @@ class Tiling:
             for row in range(0, batch, step):
                 whole_from = max(seen_by_all[row : row + step])
                 bounds = [*range(lows[row], last, KEY_BLOCK), last]
-                yield [
-                    self._tile(slice(row, row + step), first, last, low, high, whole_from)
-                    for low, high in zip(bounds[:-1], bounds[1:], strict=True)
-                ]
+                tiles = []
+                for low, high in zip(bounds[:-1], bounds[1:], strict=True):
+                    mask = None
+                    if low < whole_from:
+                        mask = ("rows", row, first, low)
+                    elif high > first + 1:
+                        mask = ("causal", last - first, high - low, first - low)
+                    tiles.append(Tile(slice(row, row + step), first, last, low, high, mask))
+                yield tiles
 
-    def _tile(self, rows: slice, first: int, last: int, low: int, high: int, whole_from: int) -> Tile:
-        tile = Tile(rows, first, last, low, high, masked=low < whole_from or high > first + 1, hidden=None)
-        if not tile.masked:
-            return tile
-        if low >= whole_from:
-            shape = (last - first, high - low, first - low)
-            if shape not in self._causal:
-                self._causal[shape] = self._made(replace(tile, rows=slice(rows.start, rows.start + 1)))
-            return replace(tile, hidden=self._causal[shape])
-        self._room -= 2 * tile.num_scores
-        return tile if self._room < 0 else replace(tile, hidden=self._made(tile))
-
-    def _made(self, tile: Tile) -> Tensor:
-        rows, queries, keys = tile.rows.stop - tile.rows.start, tile.last - tile.first, tile.high - tile.low
-        mask = torch.empty(rows, 1, queries, keys, dtype=torch.bfloat16, device=self.starts.device)
-        return hide_(mask, self.starts[tile.rows, tile.first : tile.last] - tile.low, tile.first - tile.low)
-
-    def hidden(self, tile: Tile) -> Tensor | None:
+    def mask(self, tile: Tile) -> Tensor | None:
         """What is added to a tile's scores: 0 where the query sees the key, else -inf, bf16 [rows or 1, 1, queries,
         keys]; None where every query sees every key."""
-        return self._made(tile) if tile.masked and tile.hidden is None else tile.hidden
+        if tile.mask is None:
+            return None
+        if tile.mask in self._masks:
+            return self._masks[tile.mask]
+        causal = tile.mask[0] == "causal"
+        rows = slice(tile.rows.start, tile.rows.start + 1) if causal else tile.rows
+        visible_from = self.starts[rows, tile.first : tile.last] - tile.low
+        shape = (len(visible_from), 1, tile.last - tile.first, tile.high - tile.low)
+        mask = torch.empty(shape, dtype=torch.bfloat16, device=visible_from.device)
+        fill_mask_(mask, visible_from, tile.first - tile.low)
+        if not causal:
+            self._room -= mask.nbytes
+        if causal or self._room >= 0:
+            self._masks[tile.mask] = mask
+        return mask
 
 
 class _TiledAttention(torch.autograd.Function):
@@ -142,7 +147,7 @@ class _TiledAttention(torch.autograd.Function):
             rows, queries = tiles[0].rows, slice(tiles[0].first, tiles[0].last)
             parts = []
             for tile in tiles:
-                exponentials, peak, total = softmax_block(_scores(q, k, tile, heads), tiling.hidden(tile), scale)
+                exponentials, peak, total = softmax_block(_scores(q, k, tile, heads), tiling.mask(tile), scale)
                 mixed = torch.bmm(exponentials.flatten(0, 1), v[tile.keys(heads)]).unflatten(0, (-1, heads))
                 parts.append((mixed, peak, total))
                 if ctx.kept is not None:
@@ -174,7 +179,7 @@ class _TiledAttention(torch.autograd.Function):
             else:
                 exponentials, grad_scores = softmax_block_backward(
                     _scores(q, k, tile, heads),
-                    ctx.tiling.hidden(tile),
+                    ctx.tiling.mask(tile),
                     ctx.scale,
                     grad_weights,
                     peaks[rows],
@@ -220,13 +225,13 @@ def document_attention(
 
 
 @torch.no_grad()
-def exact_peak_scores(q: Tensor, k: Tensor, starts: Tensor, scale: float) -> Tensor:
+def exact_peak_scores(q: Tensor, k: Tensor, tiling: Tiling, scale: float) -> Tensor:
     """Each query's largest visible score from fp32 products, fp32 [B, H, T], tile by tile."""
     batch, heads = q.shape[:2]
-    q, k, tiling = q.float().flatten(0, 1), k.float().flatten(0, 1), Tiling(starts)
+    q, k = q.float().flatten(0, 1), k.float().flatten(0, 1)
     peaks = _per_query(q, batch)
     for tiles in tiling.blocks:
-        found = [largest_of_block(_scores(q, k, tile, heads), tiling.hidden(tile), scale) for tile in tiles]
+        found = [largest_of_block(_scores(q, k, tile, heads), tiling.mask(tile), scale) for tile in tiles]
         peaks[tiles[0].rows, :, tiles[0].first : tiles[0].last] = torch.stack(found).amax(0)
     return peaks
 

@@ -38,10 +38,10 @@ ROUNDING = 1.01 * 2**-8  # of bf16's rounding to nearest, and of the products' o
 
 
 class Backend(ABC):
-    """One way to attend. `starts` [B, T] is, for each position, the first position of its document."""
+    """One way to attend."""
 
     @abstractmethod
-    def prepare(self, starts: Tensor, *, frugal: bool) -> Any:
+    def prepare(self, tiling: Tiling, *, frugal: bool) -> Any:
         """What all layers of a forward pass can share. `frugal`: rather compute again than keep."""
 
     @abstractmethod
@@ -55,8 +55,8 @@ class Backend(ABC):
 
 
 class Tiled(Backend):
-    def prepare(self, starts: Tensor, *, frugal: bool) -> Any:
-        return Tiling(starts), not frugal
+    def prepare(self, tiling: Tiling, *, frugal: bool) -> Any:
+        return tiling, not frugal
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, prepared: Any, scale: float) -> tuple[Tensor, Tensor]:
         tiling, keep = prepared
@@ -81,8 +81,9 @@ class _Span:
 
 
 class Sdpa(BoundedByLogSumExp):
-    def prepare(self, starts: Tensor, *, frugal: bool) -> list[list[_Span]]:
+    def prepare(self, tiling: Tiling, *, frugal: bool) -> list[list[_Span]]:
         """Spans in order of position, row by row, or once for all rows where their documents begin alike."""
+        starts = tiling.starts
         alike = bool((starts == starts[:1]).all())
         length, step = starts.shape[1], len(starts) if alike else 1
         found = []
@@ -119,8 +120,8 @@ def _flash(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tenso
 
 
 class Flex(BoundedByLogSumExp):
-    def prepare(self, starts: Tensor, *, frugal: bool) -> Any:
-        starts = starts.to(torch.int32)  # contiguous, as the kernel reads it
+    def prepare(self, tiling: Tiling, *, frugal: bool) -> Any:
+        starts = tiling.starts
 
         def visible(row: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             return (key <= query) & (key >= starts[row, query])

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from openk2.ops.fused import logits_gradient_, normalise_logits_, wide_dtype
 
-CHUNK_BYTES = 32 << 20  # of a chunk's logits: they stay in the last-level cache between the product and the kernels
-CHUNK_ROWS = 256  # but no fewer rows than these, or the products would be slow
+CHUNK_BYTES = 32 << 20  # of a chunk's logits: large products are faster, and more than this gained nothing
+CHUNK_ROWS = 256  # but no fewer rows than these
 KEEP_BYTES = 512 << 20  # largest probability matrix kept for the backward pass
 
 

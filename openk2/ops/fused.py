@@ -142,7 +142,7 @@ def gather_sum(rows: Tensor, place: Tensor) -> Tensor:
 
 
 @_fused
-def hide_(mask: Tensor, visible_from: Tensor, first: int) -> Tensor:
+def fill_mask_(mask: Tensor, visible_from: Tensor, first: int) -> Tensor:
     """Fill mask [B, 1, Q, K] of queries first..first+Q-1 and keys 0..K-1: 0 where a query sees a key, else -inf.
 
     visible_from [B, Q] is the first visible key of each query.
@@ -153,19 +153,19 @@ def hide_(mask: Tensor, visible_from: Tensor, first: int) -> Tensor:
     return mask.copy_(torch.where(visible, 0.0, -torch.inf))
 
 
-def _scaled(scores: Tensor, hidden: Tensor | None, scale: float) -> Tensor:
+def _scaled(scores: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     scaled = _wide(scores) * scale
-    return scaled if hidden is None else scaled + hidden
+    return scaled if mask is None else scaled + mask
 
 
 @_fused
-def softmax_block(scores: Tensor, hidden: Tensor | None, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+def softmax_block(scores: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor, Tensor]:
     """exp(score * scale - peak) [B, H, Q, K] in the scores' dtype, and of each query, [B, H, Q], the peak (its largest
     visible score, scale included, -inf where none is) and the sum of exponentials.
 
-    hidden [B or 1, 1, Q, K] is 0 where a key is visible, else -inf; None where all are.
+    mask [B or 1, 1, Q, K] is 0 where a key is visible, else -inf; None where all are.
     """
-    scaled = _scaled(scores, hidden, scale)
+    scaled = _scaled(scores, mask, scale)
     peak = scaled.amax(-1, keepdim=True)
     # Summed as rounded, which is what multiplies the values; the unrounded ones would go to memory and back.
     exponentials = torch.exp(scaled - peak.clamp(min=-1e30)).to(scores.dtype)
@@ -173,15 +173,15 @@ def softmax_block(scores: Tensor, hidden: Tensor | None, scale: float) -> tuple[
 
 
 @_fused
-def largest_of_block(scores: Tensor, hidden: Tensor | None, scale: float) -> Tensor:
+def largest_of_block(scores: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """The peaks of `softmax_block` alone."""
-    return _scaled(scores, hidden, scale).amax(-1)
+    return _scaled(scores, mask, scale).amax(-1)
 
 
 @_fused
 def softmax_block_backward(
     scores: Tensor,
-    hidden: Tensor | None,
+    mask: Tensor | None,
     scale: float,
     grad: Tensor,
     peak: Tensor,
@@ -192,7 +192,7 @@ def softmax_block_backward(
     grad [B, H, Q, K] is that of the weights over the row's sum of exponentials; delta [B, H, Q] the row's sum of
     grad * exponentials, all keys together (Dao, arXiv 2307.08691, section 3.1).
     """
-    scaled = _scaled(scores, hidden, scale)
+    scaled = _scaled(scores, mask, scale)
     # Rounded as kept ones are, so that both ways give the same bits.
     exponentials = torch.exp(scaled - peak.unsqueeze(-1)).to(scores.dtype)
     grad_scores = _wide(exponentials) * (_wide(grad) - delta.unsqueeze(-1)) * scale

@@ -64,25 +64,23 @@ def test_masks_are_few(monkeypatch):
     monkeypatch.setattr(attention, "QUERY_BLOCK", 4)
     monkeypatch.setattr(attention, "KEY_STEP", 4)
     one = Tiling(torch.zeros(3, 16, dtype=torch.int64))
-    assert len({id(tile.hidden) for tiles in one.blocks for tile in tiles}) == 4  # by distance from the first key
-    starts = random_starts(3, 32)
-    starts[2, 16:] = 14  # begins within a step of keys, so that the first tile of each later block hides something
+    assert len({id(one.mask(tile)) for tiles in one.blocks for tile in tiles}) == 4  # by distance from the first key
+    starts = random_starts(3, 34)  # the last block is of two queries
+    # Begin within one step of keys: the first tiles of later blocks hide something, from each row another thing.
+    starts[1, 16:], starts[2, 16:] = 13, 14
     for mask_bytes in (attention.MASK_BYTES, 2 * 4 * 16, 0):
         monkeypatch.setattr(attention, "MASK_BYTES", mask_bytes)
         tiling = Tiling(starts)
         tiles = [tile for tiles in tiling.blocks for tile in tiles]
-        own = [
-            tile
-            for tile in tiles
-            if tile.hidden is not None and id(tile.hidden) not in map(id, tiling._causal.values())
-        ]
-        assert sum(2 * tile.hidden.numel() for tile in own) <= mask_bytes
-        assert bool(own) == (mask_bytes > 0)
+        own = [tile for tile in tiles if tile.mask and tile.mask[0] == "rows"]
+        kept = [mask for tile in own if (mask := tiling.mask(tile)) is tiling.mask(tile)]
+        assert sum(mask.nbytes for mask in kept) <= mask_bytes
+        assert bool(kept) == (mask_bytes > 0)
         for tile in tiles:
             rows, columns = slice(tile.first, tile.last), slice(tile.low, tile.high)
             want = attention.hidden_pairs(starts)[tile.rows, :, rows, columns]
-            hidden = tiling.hidden(tile)
-            assert torch.equal(torch.zeros_like(want) if hidden is None else (hidden < 0).expand_as(want), want)
+            mask = tiling.mask(tile)
+            assert torch.equal(torch.zeros_like(want) if mask is None else (mask < 0).expand_as(want), want)
 
 
 @pytest.mark.parametrize("key_block", [attention.KEY_BLOCK, 2])
@@ -136,11 +134,11 @@ def test_maximum_scores_are_those_of_the_explicit_matrix(length, key_block, monk
     k[:, 1] = k[:, 1].abs()  # every score of head 1 is negative: a maximum that started at 0 would hide them
     explicit = reference_attention(q.double(), k.double(), v.double(), starts, 0.3)[1]
     assert bool((explicit[:, 1] < 0).all())
-    for found in (document_attention(q, k, v, Tiling(starts), 0.3)[1], exact_peak_scores(q, k, starts, 0.3)):
+    for found in (document_attention(q, k, v, Tiling(starts), 0.3)[1], exact_peak_scores(q, k, Tiling(starts), 0.3)):
         torch.testing.assert_close(found, explicit.float(), rtol=1e-6, atol=1e-6)
 
     q16, k16, v16 = q.bfloat16(), k.bfloat16(), v.bfloat16()
-    exact = exact_peak_scores(q16, k16, starts, 0.3)
+    exact = exact_peak_scores(q16, k16, Tiling(starts), 0.3)
     explicit = reference_attention(q16.double(), k16.double(), v16.double(), starts, 0.3)[1]
     torch.testing.assert_close(exact, explicit.float(), rtol=1e-6, atol=1e-6)
     rounded = document_attention(q16, k16, v16, Tiling(starts), 0.3)[1]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openk2.config.run import TrainConfig
-from openk2.ops.attention import exact_peak_scores, reference_attention
+from openk2.ops.attention import Tiling, exact_peak_scores, reference_attention
 from openk2.ops.attention_backends import BACKENDS, choose_backend
 
 DIFFERENTIABLE = ["tiled", "sdpa"]  # on the CPU
@@ -41,7 +41,7 @@ def tensors(dtype: torch.dtype, size: float = 1.0) -> list[torch.Tensor]:
 @pytest.mark.parametrize("frugal", [False, True])
 def test_outputs_and_gradients_are_those_of_explicit_attention(name, packing, frugal):
     starts, inputs, backend = PACKINGS[packing], tensors(torch.float32), BACKENDS[name]
-    out, peaks = backend.attend(*inputs, backend.prepare(starts, frugal=frugal), SCALE)
+    out, peaks = backend.attend(*inputs, backend.prepare(Tiling(starts), frugal=frugal), SCALE)
     want, largest = reference_attention(*inputs, starts, SCALE)
     torch.testing.assert_close(out, want, rtol=1e-5, atol=1e-5)
     weight = torch.randn_like(want)
@@ -58,7 +58,7 @@ def test_flex_forward(packing):
     starts, backend = PACKINGS[packing], BACKENDS["flex"]
     inputs = [x.detach() for x in tensors(torch.float32)]
     with torch.no_grad():
-        out, peaks = backend.attend(*inputs, backend.prepare(starts, frugal=False), SCALE)
+        out, peaks = backend.attend(*inputs, backend.prepare(Tiling(starts), frugal=False), SCALE)
         want, largest = reference_attention(*inputs, starts, SCALE)
     torch.testing.assert_close(out, want, rtol=1e-5, atol=1e-5)
     assert bool((backend.bound(peaks, torch.float32) >= largest).all())
@@ -66,7 +66,7 @@ def test_flex_forward(packing):
 
 def test_flex_refuses_to_train_on_the_cpu():
     backend = BACKENDS["flex"]
-    prepared = backend.prepare(PACKINGS["alike"], frugal=False)
+    prepared = backend.prepare(Tiling(PACKINGS["alike"]), frugal=False)
     with pytest.raises(ValueError, match="no backward pass; expected tiled or sdpa"):
         backend.attend(*tensors(torch.float32), prepared, SCALE)
 
@@ -80,10 +80,10 @@ def test_bounds_hold_whatever_the_scores(name, dtype, size, seed, begins):
     generator = torch.Generator().manual_seed(seed)
     q, k, v = ((torch.randn(1, 2, 40, 16, generator=generator) * size).to(dtype) for _ in range(3))
     starts, backend = starts_of([[0, *sorted(begins)]], 40), BACKENDS[name]
-    _, peaks = backend.attend(q, k, v, backend.prepare(starts, frugal=False), SCALE)
+    _, peaks = backend.attend(q, k, v, backend.prepare(Tiling(starts), frugal=False), SCALE)
     bounds = backend.bound(peaks.amax((0, 2)), dtype)
     explicit = reference_attention(q.double(), k.double(), v.double(), starts, SCALE)[1].amax((0, 2))
-    exact = exact_peak_scores(q, k, starts, SCALE).amax((0, 2))
+    exact = exact_peak_scores(q, k, Tiling(starts), SCALE).amax((0, 2))
     torch.testing.assert_close(exact.double(), explicit, rtol=1e-6, atol=1e-5)
     assert bool((bounds >= exact).all())
     room = 40 if name == "sdpa" else 1e-6  # a log-sum-exp exceeds the maximum by log of the row's length at most
