@@ -7,12 +7,14 @@ import json
 import multiprocessing
 import platform
 import statistics
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 from openk2.observe.files import write_atomic
@@ -21,6 +23,7 @@ from openk2.observe.run_folder import git_commit
 from openk2.ops.fused import fusion_available, set_fusion
 
 Result = TypeVar("Result")
+FEW = 5
 
 
 def fuse() -> None:
@@ -36,13 +39,21 @@ def seconds(run: Callable[[], Any]) -> float:
 
 
 def in_turn(sides: Mapping[str, Callable[[], Any]], rounds: int, *, warm: int = 1) -> dict[str, list[float]]:
-    """Seconds of each side over `rounds`, one call of each in every round; the first `warm` rounds do not count."""
+    """Seconds of each side over `rounds`, one call of each in every round, every other round in reverse order; the
+    first `warm` rounds do not count."""
     taken: dict[str, list[float]] = {name: [] for name in sides}
+    begin = time.perf_counter()
     for number in range(warm + rounds):
-        for name, run in sides.items():
-            spent = seconds(run)
+        for name in reversed(list(sides)) if number % 2 else sides:
+            spent = seconds(sides[name])
             if number >= warm:
                 taken[name].append(spent)
+        if sys.stderr.isatty():
+            left = (warm + rounds - number - 1) * (time.perf_counter() - begin) / (number + 1)
+            end = "" if number + 1 < warm + rounds else "\n"
+            print(
+                f"\r  round {number + 1} of {warm + rounds}, {left:.0f} s to go ", end=end, file=sys.stderr, flush=True
+            )
     return taken
 
 
@@ -139,6 +150,7 @@ class Rows:
         """A row of rates (`amount` a call) or, where `unit` ends in "s", of times multiplied by `amount`.
 
         `taken` holds the seconds of "ours" and "peer", round by round; the ratio is ours over theirs, larger is better.
+        Its 95% interval is a bootstrap over rounds; with fewer than `FEW` rounds it would say nothing and is None.
         """
         ratios = [peer / ours for ours, peer in zip(taken["ours"], taken["peer"], strict=True)]
         medians = {side: statistics.median(values) for side, values in taken.items()}
@@ -150,6 +162,7 @@ class Rows:
             peer=shown["peer"],
             peer_name=peer_name,
             ratio=medians["peer"] / medians["ours"],
+            interval=_interval(taken) if len(ratios) >= FEW else None,
             n=len(ratios),
             spread=[min(ratios), max(ratios)],
         )
@@ -161,6 +174,14 @@ class Rows:
         print(json.dumps(row))
         if self.path:
             write_atomic(self.path, json.dumps(self.rows, indent=2) + "\n")
+
+
+def _interval(taken: Mapping[str, Sequence[float]], draws: int = 10_000) -> list[float]:
+    """Of the ratio of medians, the rounds drawn again; both sides of a round stay together."""
+    ours, peer = (np.array(taken[side]) for side in ("ours", "peer"))
+    drawn = np.random.default_rng(0).integers(len(ours), size=(draws, len(ours)))
+    ratios = np.median(peer[drawn], axis=1) / np.median(ours[drawn], axis=1)
+    return [float(end) for end in np.quantile(ratios, (0.025, 0.975))]
 
 
 def _short(value: Any) -> Any:

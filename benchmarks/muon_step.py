@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from _rows import Rows, in_own_process, in_turn
+from _rows import Rows, in_own_process, in_turn, seconds
 from torch import nn
 from train_step import Ours
 
@@ -50,22 +50,22 @@ def share_of_a_step(rows: Rows, name: str, config: ModelConfig, rounds: int) -> 
     side = Ours(config)
     side.batches *= 2  # 32,768 tokens
     side.step()
-    taken = in_turn({"forward and backward": side.forward_backward, "optimizer": side.update}, rounds)
-    parts = {part: statistics.median(values) for part, values in taken.items()}
+    taken = [(seconds(side.forward_backward), seconds(side.update)) for _ in range(rounds)]
+    forward_backward, optimizer = (statistics.median(part) for part in zip(*taken, strict=True))
     flops = 0
     for spec in side.optimizer.specs:
         if spec.matrices is not None:
             count, height, width = spec.matrices
             n, m = sorted((height, width))
             flops += count * 5 * (4 * n * n * m + 2 * n**3)
-    shares = [b / (a + b) for a, b in zip(*taken.values(), strict=True)]
+    shares = [update / (before + update) for before, update in taken]
     rows.add(
         f"share/{name}",
         unit="ms",
-        ours=parts["optimizer"] * 1e3,
-        peer=sum(parts.values()) * 1e3,
+        ours=optimizer * 1e3,
+        peer=(forward_backward + optimizer) * 1e3,
         peer_name="the whole step of 32,768 tokens",
-        ratio=parts["optimizer"] / sum(parts.values()),
+        ratio=optimizer / (forward_backward + optimizer),
         n=rounds,
         spread=[min(shares), max(shares)],
         floor_ms=flops / matmul_flops_per_s(torch.bfloat16) * 1e3,

@@ -40,7 +40,7 @@ from _rows import Rows
 
 from openk2.config import OptimConfig
 from openk2.observe.files import write_atomic
-from openk2.observe.svg import HEIGHT, LEFT, WIDTH, Axis, Series, line_chart
+from openk2.observe.svg import Axis, Series, line_picture
 
 RATE, TAU = 0.07, 30.0
 STEPS, COLLAPSE_AT = 180, 60
@@ -60,15 +60,6 @@ NAMES = {
     "muon_split": "Muon Split, no clip",
     "softcap": f"soft cap {TAU:g}, before the cap",
 }
-STYLE = """
-text{font:11.5px system-ui,sans-serif;fill:#5c646d}.axis{fill:#1c2024}.back{fill:#fff}
-.grid{stroke:#dfe2e6;fill:none}.ref{stroke:#b3261e;stroke-dasharray:6 4;stroke-width:1.3}
-.line{fill:none;stroke-width:1.9;stroke-linejoin:round;stroke-linecap:round}
-.k0{stroke:#0b62b8}.k1{stroke:#c2500a}.k2{stroke:#0d7a55}.k3{stroke:#8b3fb0}
-@media(prefers-color-scheme:dark){text{fill:#a0a8b1}.axis{fill:#e6e8ea}.back{fill:#1a1d21}.grid{stroke:#31363c}
-.ref{stroke:#f2867e}.k0{stroke:#63a9f2}.k1{stroke:#f0925a}.k2{stroke:#4fc596}.k3{stroke:#c991ea}}
-"""
-
 Figures = dict[str, Any]  # what `measure` keeps of a run
 
 
@@ -264,20 +255,9 @@ class Ablation:
             medians = [statistics.median(seed[step - 1] for seed in seeds if len(seed) >= step) for step in steps]
             lines.append(Series(NAMES[name], list(steps), medians, colour))
         title = f"Largest attention logit, Muon at a rate of {RATE:g}"
-        chart = line_chart(title, lines, Axis("step"), Axis("largest logit", log=True), reference=(TAU, "tau"))
-        body = chart[chart.index(">", chart.index("<svg")) + 1 : chart.index("</svg>")]
-        key = ""
-        for i, line in enumerate(lines):
-            x, y = LEFT + i % 2 * 200, HEIGHT + 18 + i // 2 * 18
-            key += (
-                f'<path class="line k{line.colour}" d="M{x} {y - 4}h18"/><text x="{x + 24}" y="{y}">{line.name}</text>'
-            )
-        height = HEIGHT + 48
+        reference = (TAU, "tau")
         write_atomic(
-            path,
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH * 2}" '
-            f'height="{height * 2}" role="img" aria-label="{title}"><style>{STYLE}</style>'
-            f'<rect class="back" width="{WIDTH}" height="{height}"/>{body}{key}</svg>\n',
+            path, line_picture(title, lines, Axis("step"), Axis("largest logit", log=True), reference=reference)
         )
 
 

@@ -135,7 +135,7 @@ def main() -> None:
         config = MODEL_PRESETS[preset]
         peer_name, peer = best_peer(config, rows.quick)
         ours = Apart(Ours, config)
-        rounds = 7 if name == "tiny" and not rows.quick else 3
+        rounds = 3 if rows.quick else {"tiny": 21, "100m": 7}[name]
         for part, method in zip(parts, ("step", "forward_backward", "update"), strict=True):
             if any(row["name"] == f"{part}/{name}" for row in rows.rows):
                 continue

@@ -145,13 +145,26 @@ def page(title: str, header: str, sections: Sequence[tuple[str, str, str]], foot
     )
 
 
-_STYLE = """
+# A page's colours and its charts' style are also a picture's, which is a file of its own.
+PALETTE = """
 :root{--bg:#fbfbfa;--card:#fff;--ink:#1c2024;--muted:#5c646d;--rule:#dfe2e6;--soft:#f1f3f5;--link:#0b5cad;
 --good:#176b3a;--good-bg:#e3f3e8;--bad:#b3261e;--bad-bg:#fdeae8;
 --c0:#0b62b8;--c1:#c2500a;--c2:#0d7a55;--c3:#8b3fb0;--c4:#a8801a;--c5:#c0306f}
 @media(prefers-color-scheme:dark){:root{--bg:#121417;--card:#1a1d21;--ink:#e6e8ea;--muted:#a0a8b1;--rule:#31363c;
 --soft:#23272c;--link:#7db7f5;--good:#7fd6a0;--good-bg:#16321f;--bad:#ff9a90;--bad-bg:#3d1a18;
 --c0:#63a9f2;--c1:#f0925a;--c2:#4fc596;--c3:#c991ea;--c4:#dab64f;--c5:#f283b0}}
+"""
+CHART_STYLE = """
+svg text{font:11.5px system-ui,sans-serif;fill:var(--muted);font-variant-numeric:tabular-nums}
+svg .axis{font-size:11.5px;fill:var(--ink)}svg .value{fill:var(--ink);font-size:11px}
+.grid{stroke:var(--rule);stroke-width:1;fill:none}.ref{stroke:var(--bad);stroke-dasharray:6 4;stroke-width:1.3}
+.line{fill:none;stroke-width:1.9;stroke-linejoin:round;stroke-linecap:round}.faint{opacity:.32;stroke-width:1}
+.dot{stroke-width:5.5}.error{stroke:var(--ink);stroke-width:1.3;fill:none}.heat{fill:var(--c0)}
+.dead{fill:var(--bad-bg);stroke:var(--bad);stroke-width:1}
+""" + "".join(f".k{i}{{stroke:var(--c{i})}}.f{i}{{fill:var(--c{i})}}.b{i}{{background:var(--c{i})}}" for i in range(6))
+_STYLE = (
+    f"{PALETTE}{CHART_STYLE}"
+    + """
 *{box-sizing:border-box}
 html{scroll-behavior:smooth;-webkit-text-size-adjust:100%}
 body{margin:0 auto;max-width:1120px;padding:1.5rem 1.25rem 3rem;background:var(--bg);color:var(--ink);
@@ -179,12 +192,6 @@ figure svg{margin-top:auto}
 .key{margin-right:.8rem;white-space:nowrap}.key:last-child{margin-right:0}
 .key i{display:inline-block;width:.75em;height:.75em;border-radius:2px;margin-right:.35em}
 svg{display:block;width:100%;height:auto}
-svg text{font:11.5px system-ui,sans-serif;fill:var(--muted);font-variant-numeric:tabular-nums}
-svg .axis{font-size:11.5px;fill:var(--ink)}svg .value{fill:var(--ink);font-size:11px}
-.grid{stroke:var(--rule);stroke-width:1;fill:none}.ref{stroke:var(--bad);stroke-dasharray:6 4;stroke-width:1.3}
-.line{fill:none;stroke-width:1.9;stroke-linejoin:round;stroke-linecap:round}.faint{opacity:.32;stroke-width:1}
-.dot{stroke-width:5.5}.error{stroke:var(--ink);stroke-width:1.3;fill:none}.heat{fill:var(--c0)}
-.dead{fill:var(--bad-bg);stroke:var(--bad);stroke-width:1}
 .scroll{overflow-x:auto;margin:0 0 1rem;background:var(--card);border:1px solid var(--rule);border-radius:8px}
 table{border-collapse:collapse;width:100%;font-size:.9rem;font-variant-numeric:tabular-nums}
 caption{text-align:left;padding:.5rem .75rem;caption-side:bottom;font-size:.85rem}
@@ -215,4 +222,5 @@ flex-wrap:nowrap;overflow-x:auto}
 svg text,svg .axis{font-size:14px}svg .value{font-size:12px}th,td{padding:.35rem .55rem}
 figure{padding:.6rem .35rem .3rem}figcaption{padding:0 .3rem}}
 @media print{nav{display:none}body{max-width:none}figure,.sample,.dialogue li{break-inside:avoid}}
-""" + "".join(f".k{i}{{stroke:var(--c{i})}}.f{i}{{fill:var(--c{i})}}.b{i}{{background:var(--c{i})}}" for i in range(6))
+"""
+)

@@ -5,6 +5,9 @@ then colours them (dark and light alike), their text stays text, a chart is a
 few kB, and a report needs nothing but the standard library. All charts share
 one view box, so that two columns line up and a phone still shows 10 px text.
 
+A chart is a `<figure>` of the page; `line_picture` makes a file of its own,
+with its key and its colours inside.
+
 Invariants: every chart has a title and a description for screen readers, both
 axes are named, numbers that are not finite are gaps, and every string is
 escaped. Left out: interaction; the figures are in `metrics.jsonl`.
@@ -16,7 +19,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from openk2.observe.page import escape
+from openk2.observe.page import CHART_STYLE, PALETTE, escape
 
 WIDTH, HEIGHT = 460, 260
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 26, 40
@@ -129,15 +132,67 @@ class Scale:
         return [mark for mark in marks if mark == round(mark)] if self.axis.whole else marks
 
 
+@dataclass(frozen=True)
+class _Chart:
+    """What is drawn, the sentence that describes it, and the key: names and colours of what is drawn."""
+
+    title: str
+    described: str
+    drawn: str
+    key: Sequence[tuple[str, int]]
+
+    def figure(self) -> str:
+        """A part of the page, which colours it."""
+        keys = "".join(
+            f'<span class="key"><i class="b{colour % NUM_COLOURS}"></i>{escape(name)}</span>'
+            for name, colour in self.key
+        )
+        return (
+            f"<figure><figcaption><b>{escape(self.title)}</b>{f'<span>{keys}</span>' if keys else ''}</figcaption>"
+            f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" {self._label()}>{self.drawn}</svg></figure>'
+        )
+
+    def picture(self) -> str:
+        """A file of its own, at twice the size, in the colours of the page, light and dark."""
+        keys = ""
+        for number, (name, colour) in enumerate(self.key):
+            x, y = LEFT + number % 2 * 200, HEIGHT + 18 + number // 2 * 18
+            keys += f'<path class="line k{colour % NUM_COLOURS}" d="M{x} {y - 4}h18"/>{_text(x + 24, y, name, "start")}'
+        height = HEIGHT + 12 + 18 * math.ceil(len(self.key) / 2)
+        return (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{2 * WIDTH}" '
+            f'height="{2 * height}" {self._label()}><style>{PALETTE}{CHART_STYLE}</style>'
+            f'<rect width="{WIDTH}" height="{height}" fill="var(--card)"/>{self.drawn}{keys}</svg>\n'
+        )
+
+    def _label(self) -> str:
+        return f'role="img" aria-label="{escape(f"{self.title}: {self.described}")}"'
+
+
 def line_chart(
     title: str, series: Sequence[Series], x: Axis, y: Axis, *, reference: tuple[float, str] | None = None
 ) -> str:
     """Lines over `x`, and if given a dashed level with its name; "" where there is nothing to draw."""
+    chart = _lines(title, series, x, y, reference)
+    return chart.figure() if chart else ""
+
+
+def line_picture(
+    title: str, series: Sequence[Series], x: Axis, y: Axis, *, reference: tuple[float, str] | None = None
+) -> str:
+    """`line_chart` as an SVG file; "" where there is nothing to draw."""
+    chart = _lines(title, series, x, y, reference)
+    return chart.picture() if chart else ""
+
+
+def _lines(
+    title: str, series: Sequence[Series], x: Axis, y: Axis, reference: tuple[float, str] | None
+) -> _Chart | None:
     usable = [_thin(entry, y) for entry in series]
     xs = [value for entry in usable for value in entry.xs]
     ys = [value for entry in usable for value in entry.ys if value is not None]
     if not ys:
-        return ""
+        return None
     scale_x = Scale(xs, x, LEFT, WIDTH - RIGHT, pad=False)
     scale_y = Scale([*ys, reference[0]] if reference else ys, y, HEIGHT - BOTTOM, TOP, pad=True)
     parts = [_grid_y(scale_y)]
@@ -150,7 +205,7 @@ def line_chart(
         parts.append(_text(WIDTH - RIGHT - 2, level + (14 if below else -5), reference[1], "end"))
     parts += [_line(entry, scale_x, scale_y) for entry in usable]
     described = f"{y.label} by {x.label}, from {tick_label(min(ys))} to {tick_label(max(ys))}"
-    return _figure(title, described, x, y, parts, [(entry.name, entry.colour) for entry in series if entry.name])
+    return _chart(title, described, x, y, parts, [(entry.name, entry.colour) for entry in series if entry.name])
 
 
 def bar_chart(title: str, categories: Sequence[str], bars: Sequence[Bars], x: Axis, y: Axis) -> str:
@@ -174,7 +229,7 @@ def bar_chart(title: str, categories: Sequence[str], bars: Sequence[Bars], x: Ax
                 left = middle + (position - len(bars) / 2) * width
                 parts.append(_bar(scale_y, left, width, value, error, entry.colour))
     legend = [(entry.name, entry.colour) for entry in bars if entry.name] if len(bars) > 1 else []
-    return _figure(title, f"{y.label} by {x.label}: {', '.join(categories)}", x, y, parts, legend)
+    return _chart(title, f"{y.label} by {x.label}: {', '.join(categories)}", x, y, parts, legend).figure()
 
 
 @dataclass(frozen=True)
@@ -224,7 +279,7 @@ def heat_map(
     for mark in range(0, len(row_names), max(1, math.ceil(len(row_names) / 10))):
         parts.append(_text(LEFT - 7, TOP + (mark + 0.5) * cell_y + 4, row_names[mark], "end"))
     parts.append(_heat_legend(words, bool(crosses)))
-    return _figure(title, words.described, x, y, parts, [], x_label_at=bottom + 30)
+    return _chart(title, words.described, x, y, parts, [], x_label_at=bottom + 30).figure()
 
 
 def _thin(entry: Series, axis: Axis) -> Series:
@@ -310,23 +365,16 @@ def _shorten(text: str, slot: float) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def _figure(
+def _chart(
     title: str,
     described: str,
     x: Axis,
     y: Axis,
     parts: Sequence[str],
-    legend: Sequence[tuple[str, int]],
+    key: Sequence[tuple[str, int]],
     *,
     x_label_at: float = HEIGHT - 6,
-) -> str:
+) -> _Chart:
     middle = (LEFT + WIDTH - RIGHT) / 2
     labels = _text(4, 13, y.label, "start", "axis y") + _text(middle, x_label_at, x.label, "middle", "axis x")
-    keys = "".join(
-        f'<span class="key"><i class="b{colour % NUM_COLOURS}"></i>{escape(name)}</span>' for name, colour in legend
-    )
-    return (
-        f"<figure><figcaption><b>{escape(title)}</b>{f'<span>{keys}</span>' if keys else ''}</figcaption>"
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(f"{title}: {described}")}">'
-        f"{labels}{''.join(parts)}</svg></figure>"
-    )
+    return _Chart(title, described, labels + "".join(parts), key)

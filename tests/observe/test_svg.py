@@ -22,6 +22,7 @@ from openk2.observe.svg import (
     bar_chart,
     heat_map,
     line_chart,
+    line_picture,
     log_ticks,
     tick_label,
     ticks,
@@ -134,3 +135,24 @@ def test_every_name_is_escaped() -> None:
     assert {e.tag for e in parse(f"<div>{chart}</div>").iter()} == {
         "div", "figure", "figcaption", "b", "span", "i", "svg", "text", "path", "rect",
     }  # fmt: skip
+
+
+def test_a_picture_is_a_file_of_its_own_with_key_and_colours() -> None:
+    """Every class and colour that is drawn is styled inside it, and its key lies within its box."""
+    series = [
+        Series("<ours>", [1, 2], [1.0, 2.0]),
+        Series("theirs", [1, 2], [2.0, 1.0], 1),
+        Series("third", [1], [1.5], 2),
+    ]
+    picture = line_picture("Loss", series, X, Y, reference=(1.5, "goal"))
+    root = parse(picture)
+    name_space = "{http://www.w3.org/2000/svg}"
+    style = root.findtext(f"{name_space}style") or ""
+    used = {part for e in root.iter() for part in (e.get("class") or "").split()}
+    assert {"line", "k0", "k1", "k2", "ref", "grid", "axis"} <= used
+    assert all(f".{part}{{" in style for part in used - {"x", "y"})
+    assert all(f"--{name}:" in style for name in re.findall(r"var\(--([\w-]+)\)", picture))
+    texts = {e.text: float(e.get("y") or "nan") for e in root.iter(f"{name_space}text")}
+    height = float((root.get("viewBox") or "").split()[3])
+    assert all(HEIGHT < texts[name] < height for name in ("<ours>", "theirs", "third"))
+    assert line_picture("Loss", [Series("", [1], [None])], X, Y) == ""
