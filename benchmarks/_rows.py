@@ -147,14 +147,14 @@ class Rows:
         return next(row for row in self.rows if row["name"] == name)
 
     def times(self, name: str, taken: dict[str, list[float]], peer_name: str, *, unit: str, amount: float) -> None:
-        """A row of rates (`amount` a call) or, where `unit` ends in "s", of times multiplied by `amount`.
+        """A row of rates (`amount` a call) or, where `unit` is "ms", of times multiplied by `amount`.
 
         `taken` holds the seconds of "ours" and "peer", round by round; the ratio is ours over theirs, larger is better.
         Its 95% interval is a bootstrap over rounds; with fewer than `FEW` rounds it would say nothing and is None.
         """
         ratios = [peer / ours for ours, peer in zip(taken["ours"], taken["peer"], strict=True)]
         medians = {side: statistics.median(values) for side, values in taken.items()}
-        shown = {side: amount * value if unit.endswith("ms") else amount / value for side, value in medians.items()}
+        shown = {side: amount * value if unit == "ms" else amount / value for side, value in medians.items()}
         self.add(
             name,
             unit=unit,

@@ -5,8 +5,8 @@
 A step is forward, backward, head, loss, MuonClip and QK-Clip, on rows of 512
 tokens that are one document each. Its FLOPs are 6 x the active parameters
 without the embedding, plus causal attention forward and backward; what the
-optimizer computes is not counted as useful. The peak is the best of five large
-products, measured before and after each step, the better of the two. Rows
+optimizer computes is not counted as useful. The peak is the best of six
+products of a projection's size, measured before and after each step, the better of the two. Rows
 `mfu/tiny`, `mfu/100m` and `mfu/1024` (hidden size 1,024, eight layers), 16,384
 tokens a step.
 """

@@ -438,7 +438,7 @@ def _add_audit(commands: Any) -> None:
     parser.add_argument(
         "--engine",
         choices=("fsdp", "ep", "deepspeed"),
-        help="instead: ten steps sharded against ten dense ones, by parameter",
+        help="instead: ten steps sharded against ten dense ones, by parameter, of the preset's first layers",
     )
     parser.add_argument("--processes", type=int, default=2, help="of the sharded side (default 2)")
     parser.add_argument("--json", action="store_true")

@@ -278,7 +278,8 @@ class ParameterSpec:
     name: str
     parameter: Any  # torch.nn.Parameter; not named so that this module needs no torch
     route: str
-    role: str  # attention | mlp | experts | router | embedding | head | norm
+    # attention | mlp | experts | router | embedding | head | norm; found in a plain module also matrix | vector | other
+    role: str
     matrices: tuple[int, int, int] | None = None
 
 

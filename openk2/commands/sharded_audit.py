@@ -32,6 +32,7 @@ from openk2.model.model import Model
 from openk2.optim.muonclip import MuonClip
 from openk2.parallel.layout import lay_out, refuse_unavailable
 from openk2.parallel.world import ALONE, World, leave_world
+from openk2.plan.parameters import plan_parameters
 from openk2.train.batch import supervised
 from openk2.train.state import whole_state
 from openk2.train.step import StepResult, train_step
@@ -39,6 +40,7 @@ from openk2.train.step import StepResult, train_step
 TOLERANCE = 1e-5
 ENGINES = ("fsdp", "ep", "deepspeed")
 ROWS, LENGTH = 12, 64
+MOST = 200_000_000  # parameters: each process holds them with gradients and momenta in fp32
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,9 @@ def compare(
         arguments = (processes, Path(folder), model, optim, parallel, steps)
         spawn(_process, arguments, nprocs=processes)  # type: ignore[no-untyped-call]
         sharded = [SteppedModel.load(_result(Path(folder), rank)) for rank in range(processes)]
-    return {"engine": engine, "processes": processes, "steps": steps, **judge(_fresh(model), dense, sharded)}
+    run = {"num_hidden_layers": model.num_hidden_layers, "vocab_size": model.vocab_size}
+    head = {"engine": engine, "processes": processes, "steps": steps, "model": run}
+    return {**head, **judge(_fresh(model), dense, sharded)}
 
 
 def judge(fresh: Model, dense: SteppedModel, sharded: Sequence[SteppedModel]) -> dict[str, Any]:
@@ -127,7 +131,8 @@ def describe(found: dict[str, Any]) -> str:
     lines.append(
         f"{verdict}: {found['engine']}, {found['processes']} processes against one, {found['steps']} steps in fp32; "
         f"maxima of scores differ by {found['max_scores']:.1e}, gradients' norms by {found['grad_norms']:.1e}, "
-        f"tokens of experts by {found['counts_differ']}"
+        f"tokens of experts by {found['counts_differ']} "
+        f"(at {found['model']['num_hidden_layers']} layers and a vocabulary of {found['model']['vocab_size']})"
     )
     return "\n".join(lines)
 
@@ -214,5 +219,13 @@ def _relative(difference: Tensor, value: Tensor) -> float:
 
 
 def small_enough(model: ModelConfig) -> ModelConfig:
-    """The preset's shape with a vocabulary and layers that fit seconds."""
-    return replace(model, vocab_size=min(model.vocab_size, 512), num_hidden_layers=min(model.num_hidden_layers, 3))
+    """The preset's shape with a vocabulary and layers that fit seconds; ValueError where it is large even so."""
+    small = replace(model, vocab_size=min(model.vocab_size, 512), num_hidden_layers=min(model.num_hidden_layers, 3))
+    total = plan_parameters(small).total
+    if total > MOST:
+        raise ValueError(
+            f"--engine: saw a model that has {total:,} parameters even with {small.num_hidden_layers} layers and a "
+            f"vocabulary of {small.vocab_size}, expected at most {MOST:,}; audit tiny or small, or make it narrower "
+            "with --model.* settings"
+        )
+    return small

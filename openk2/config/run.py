@@ -68,6 +68,7 @@ class OptimConfig:
     lr: float = 3e-3
     weight_decay: float = 0.1
     momentum: float = field(default=0.95, metadata=_needs("name", "muonclip"))
+    nesterov: bool = field(default=True, metadata=_needs("name", "muonclip"))  # False: Algorithm 1 as it is printed
     ns_steps: int = field(default=5, metadata=_needs("name", "muonclip"))
     ns_dtype: str = field(default="bf16", metadata={"choices": ("bf16", "fp32"), **_needs("name", "muonclip")})
     update_rms: float = field(default=0.2, metadata=_needs("name", "muonclip"))
@@ -106,7 +107,8 @@ class TrainConfig:
     bias_update_rate: float = 1e-3  # of the router's selection bias, each step
     dtype: str = field(default="auto", metadata={"choices": ("auto", "bf16", "fp32")})
     attention: str = field(default="auto", metadata={"choices": ("auto", "tiled", "flex", "sdpa")})
-    # Norms, activations, latent attention's up-projections and experts' outputs made again instead of kept.
+    # Norms, the router's input, latent attention's up-projections and the tokens sorted for the experts are made again
+    # instead of kept; activations and experts' outputs never are.
     recompute: str = field(default="none", metadata={"choices": ("none", "selective")})
     seed: int = 0
     checkpoint_every: int = 50

@@ -4,7 +4,7 @@ Invariants: k batches, `state_dict`, a new loader with `load_state_dict`, and
 k more batches are the 2k batches of one loader, at every point, epoch ends
 included. An epoch's end is no end: the next epoch begins in the same batch
 with a new order. Each epoch holds every document or example exactly once.
-Left out: ranks; a sharded loader takes every n-th row of these batches.
+Left out: ranks; each process is given the same batches and takes its share of their micro-batches.
 """
 
 from __future__ import annotations

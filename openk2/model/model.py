@@ -120,7 +120,7 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> Model:
-        """Normal(0, initializer_range) for matrices, ones for norms, zero router bias; K2 states no other rule."""
+        """Normal(0, initializer_range) for matrices, ones for norms; K2 states no other rule."""
         generator = torch.Generator().manual_seed(seed)
         spread = self.config.initializer_range
         for parameter in self.parameters():
@@ -221,7 +221,7 @@ class Model(nn.Module):
         counted = (flat >= 0).nonzero().squeeze(1)
         hidden, stats = self.hidden_states(input_ids, layout, chosen=chosen, read=counted)
         found = linear_log_prob(hidden, self.lm_head.weight.to(hidden.dtype), flat.index_select(0, counted))
-        spread = torch.zeros(flat.shape, dtype=found.dtype).index_copy(0, counted, found)
+        spread = found.new_zeros(flat.shape).index_copy(0, counted, found)
         return torch.stack(spread.split(targets.shape[1])), stats  # not a view, on which a sharded model's hooks fail
 
     def logits(self, hidden: Tensor) -> Tensor:

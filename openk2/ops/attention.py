@@ -166,7 +166,7 @@ class _TiledAttention(torch.autograd.Function):
         grad_mixed, delta = mixed_gradient(grad_out.transpose(1, 2), out, sums)
         grad_mixed = grad_mixed.flatten(0, 1)
         # Sums of many products are kept wide; of one or two, rounding them once is as good.
-        dtype = sums.dtype if len(ctx.tiling.blocks) > 2 * len(out) else q.dtype
+        dtype = sums.dtype if out.shape[1] > 2 * QUERY_BLOCK else q.dtype
         grad_q, grad_k, grad_v = (torch.zeros(x.shape, dtype=dtype, device=x.device) for x in (q, k, v))
         for index, tile in enumerate(tile for tiles in ctx.tiling.blocks for tile in tiles):
             queries, keys = tile.queries(heads), tile.keys(heads)

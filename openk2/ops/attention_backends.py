@@ -20,10 +20,10 @@ Left out: sinks, dropout and sliding windows, which K2 has none of.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -32,6 +32,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, create_block_mask, flex_attention
 
 from openk2.ops.attention import Tiling, document_attention
+from openk2.ops.fused import wide_dtype
 
 LSE_MARGIN = 1e-4  # of max(1, |log-sum-exp|)
 ROUNDING = 1.01 * 2**-8  # of bf16's rounding to nearest, and of the products' own sums in fp32
@@ -63,21 +64,26 @@ class Tiled(Backend):
         return document_attention(q, k, v, tiling, scale, keep=keep)
 
     def bound(self, peaks: Tensor, dtype: torch.dtype) -> Tensor:
-        return peaks + peaks.abs() * ROUNDING if dtype == torch.bfloat16 else peaks
+        return _widened(peaks, peaks.abs() * ROUNDING) if dtype == torch.bfloat16 else peaks
 
 
 class BoundedByLogSumExp(Backend):
     def bound(self, peaks: Tensor, dtype: torch.dtype) -> Tensor:
-        return peaks + LSE_MARGIN * peaks.abs().clamp(min=1)
+        return _widened(peaks, LSE_MARGIN * peaks.abs().clamp(min=1))
 
 
-@dataclass(frozen=True)
+def _widened(peaks: Tensor, margin: Tensor) -> Tensor:
+    return torch.where(peaks == -torch.inf, peaks, peaks + margin)  # of padding alone: -inf + inf would be no number
+
+
+@dataclasses.dataclass(frozen=True)
 class _Span:
-    """Documents of `rows` from `first` up to `last`."""
+    """One document of `rows` from `first` up to `last`, or if `single` several of one token each."""
 
     rows: slice
     first: int
     last: int
+    single: bool
 
 
 class Sdpa(BoundedByLogSumExp):
@@ -89,8 +95,14 @@ class Sdpa(BoundedByLogSumExp):
         found = []
         for row in range(0, len(starts), step):
             begins = [*starts[row].unique(sorted=True).tolist(), length]
-            rows = slice(row, row + step)
-            found.append([_Span(rows, first, last) for first, last in zip(begins[:-1], begins[1:], strict=True)])
+            spans: list[_Span] = []
+            for first, last in zip(begins[:-1], begins[1:], strict=True):
+                single = last - first == 1
+                if single and spans and spans[-1].single:  # padding, mostly
+                    spans[-1] = dataclasses.replace(spans[-1], last=last)
+                else:
+                    spans.append(_Span(slice(row, row + step), first, last, single))
+            found.append(spans)
         return found
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, prepared: Any, scale: float) -> tuple[Tensor, Tensor]:
@@ -101,7 +113,11 @@ class Sdpa(BoundedByLogSumExp):
             parts = []
             for span in spans:
                 part = (span.rows, slice(None), slice(span.first, span.last))
-                parts.append(_flash(q[part], k[part], v[part], scale))
+                if span.single:  # a token that sees itself alone
+                    alone, its_key = (x[part].detach().to(wide_dtype(x.dtype)) for x in (q, k))
+                    parts.append((v[part], (alone * its_key).sum(-1) * scale))
+                else:
+                    parts.append(_flash(q[part], k[part], v[part], scale))
             rows.append([torch.cat(tensors, dim=2) for tensors in zip(*parts, strict=True)])
         out, peaks = (torch.cat(tensors) for tensors in zip(*rows, strict=True))
         return out[..., :width], peaks

@@ -47,7 +47,8 @@ def fusion_available() -> tuple[bool, str]:
     return True, "C++ compiler found"
 
 
-def _fused(function: Function) -> Function:
+def fused(function: Function) -> Function:
+    """`function`, whose first argument is a tensor, compiled where kernels are and it pays."""
     compiled = torch.compile(function, dynamic=True, fullgraph=True)
 
     @functools.wraps(function)
@@ -66,39 +67,40 @@ def wide_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
+    """x in the dtype it is computed in."""
     return x.to(wide_dtype(x.dtype))
 
 
-@_fused
+@fused
 def rms_norm_forward(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """x [N, D] -> x / rms(x) * weight in x's dtype, and 1 / rms(x) [N, 1]."""
-    wide = _wide(x)
-    inverse = (wide.square().mean(-1, keepdim=True) + eps).rsqrt()
-    return (wide * inverse * _wide(weight)).to(x.dtype), inverse
+    values = wide(x)
+    inverse = (values.square().mean(-1, keepdim=True) + eps).rsqrt()
+    return (values * inverse * wide(weight)).to(x.dtype), inverse
 
 
-@_fused
+@fused
 def rms_norm_backward(grad: Tensor, x: Tensor, weight: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of x [N, D] and weight [D]."""
-    normed, grad = _wide(x) * inverse, _wide(grad)
-    grad_normed = grad * _wide(weight)
+    normed, grad = wide(x) * inverse, wide(grad)
+    grad_normed = grad * wide(weight)
     projection = (grad_normed * normed).mean(-1, keepdim=True)
     return ((grad_normed - normed * projection) * inverse).to(x.dtype), (grad * normed).sum(0).to(weight.dtype)
 
 
-@_fused
+@fused
 def swiglu_forward(gate_up: Tensor) -> Tensor:
     """silu(gate) * up for gate_up [N, 2F], gate first: [N, F]."""
-    gate, up = _wide(gate_up).chunk(2, dim=-1)
+    gate, up = wide(gate_up).chunk(2, dim=-1)
     return (gate / (1 + torch.exp(-gate)) * up).to(gate_up.dtype)
 
 
-@_fused
+@fused
 def swiglu_backward(grad: Tensor, gate_up: Tensor) -> tuple[Tensor, Tensor]:
     """Gradient of gate_up [N, 2F] from that of silu(gate) * up [N, F], which is made again and returned with it."""
-    gate, up = _wide(gate_up).chunk(2, dim=-1)
-    grad = _wide(grad)
+    gate, up = wide(gate_up).chunk(2, dim=-1)
+    grad = wide(grad)
     share = 1 / (1 + torch.exp(-gate))
     grad_gate = grad * up * share * (1 + gate * (1 - share))
     # Each half is rounded before they are joined: the other way round the loop asks of every element which half it is.
@@ -106,14 +108,14 @@ def swiglu_backward(grad: Tensor, gate_up: Tensor) -> tuple[Tensor, Tensor]:
     return joined, (gate * share * up).to(gate_up.dtype)
 
 
-@_fused
+@fused
 def weighted_swiglu_backward(grad: Tensor, gate_up: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Of y = weights * (silu(gate) * up) by rows, for the gradient [N, F] of y, gate_up [N, 2F] and weights [N].
 
     Returns the gradient of gate_up, y itself, and the gradient of the weights (fp32 or fp64).
     """
-    gate, up = _wide(gate_up).chunk(2, dim=-1)
-    grad, weights = _wide(grad), _wide(weights).unsqueeze(-1)
+    gate, up = wide(gate_up).chunk(2, dim=-1)
+    grad, weights = wide(grad), wide(weights).unsqueeze(-1)
     share = 1 / (1 + torch.exp(-gate))
     activation = gate * share * up
     weighted = grad * weights
@@ -122,26 +124,26 @@ def weighted_swiglu_backward(grad: Tensor, gate_up: Tensor, weights: Tensor) -> 
     return grad_gate_up, (activation * weights).to(gate_up.dtype), (grad * activation).sum(-1)
 
 
-@_fused
+@fused
 def gather_weighted(rows: Tensor, place: Tensor, weights: Tensor) -> Tensor:
     """sum_k weights[n, k] * rows[place[n, k]] for rows [R, D], place and weights [N, K]: [N, D]."""
-    weights = _wide(weights)
-    total = _wide(rows[place[:, 0]]) * weights[:, 0:1]
+    weights = wide(weights)
+    total = wide(rows[place[:, 0]]) * weights[:, 0:1]
     for k in range(1, place.shape[1]):  # written out: a sum over a gathered dimension is not made into one pass
-        total = total + _wide(rows[place[:, k]]) * weights[:, k : k + 1]
+        total = total + wide(rows[place[:, k]]) * weights[:, k : k + 1]
     return total.to(rows.dtype)
 
 
-@_fused
+@fused
 def gather_sum(rows: Tensor, place: Tensor) -> Tensor:
     """sum_k rows[place[n, k]] for rows [R, D], place [N, K]: [N, D]."""
-    total = _wide(rows[place[:, 0]])
+    total = wide(rows[place[:, 0]])
     for k in range(1, place.shape[1]):
-        total = total + _wide(rows[place[:, k]])
+        total = total + wide(rows[place[:, k]])
     return total.to(rows.dtype)
 
 
-@_fused
+@fused
 def fill_mask_(mask: Tensor, visible_from: Tensor, first: int) -> Tensor:
     """Fill mask [B, 1, Q, K] of queries first..first+Q-1 and keys 0..K-1: 0 where a query sees a key, else -inf.
 
@@ -154,11 +156,11 @@ def fill_mask_(mask: Tensor, visible_from: Tensor, first: int) -> Tensor:
 
 
 def _scaled(scores: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    scaled = _wide(scores) * scale
+    scaled = wide(scores) * scale
     return scaled if mask is None else scaled + mask
 
 
-@_fused
+@fused
 def softmax_block(scores: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor, Tensor]:
     """exp(score * scale - peak) [B, H, Q, K] in the scores' dtype, and of each query, [B, H, Q], the peak (its largest
     visible score, scale included, -inf where none is) and the sum of exponentials.
@@ -169,16 +171,16 @@ def softmax_block(scores: Tensor, mask: Tensor | None, scale: float) -> tuple[Te
     peak = scaled.amax(-1, keepdim=True)
     # Summed as rounded, which is what multiplies the values; the unrounded ones would go to memory and back.
     exponentials = torch.exp(scaled - peak.clamp(min=-1e30)).to(scores.dtype)
-    return exponentials, peak.squeeze(-1), _wide(exponentials).sum(-1)
+    return exponentials, peak.squeeze(-1), wide(exponentials).sum(-1)
 
 
-@_fused
+@fused
 def largest_of_block(scores: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """The peaks of `softmax_block` alone."""
     return _scaled(scores, mask, scale).amax(-1)
 
 
-@_fused
+@fused
 def softmax_block_backward(
     scores: Tensor,
     mask: Tensor | None,
@@ -195,38 +197,38 @@ def softmax_block_backward(
     scaled = _scaled(scores, mask, scale)
     # Rounded as kept ones are, so that both ways give the same bits.
     exponentials = torch.exp(scaled - peak.unsqueeze(-1)).to(scores.dtype)
-    grad_scores = _wide(exponentials) * (_wide(grad) - delta.unsqueeze(-1)) * scale
+    grad_scores = wide(exponentials) * (wide(grad) - delta.unsqueeze(-1)) * scale
     return exponentials, grad_scores.to(scores.dtype)
 
 
-@_fused
+@fused
 def softmax_block_gradient(grad: Tensor, exponentials: Tensor, delta: Tensor, scale: float) -> Tensor:
     """The gradient alone, from exponentials that were kept; arguments as above."""
-    return (_wide(exponentials) * (_wide(grad) - delta.unsqueeze(-1)) * scale).to(grad.dtype)
+    return (wide(exponentials) * (wide(grad) - delta.unsqueeze(-1)) * scale).to(grad.dtype)
 
 
-@_fused
+@fused
 def mixed_gradient(grad: Tensor, out: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
     """What all tiles of attention's backward pass need of the output's gradient.
 
     grad and out are [B, T, H, v], sums [B, H, T]. Returns the gradient over the row's sum of exponentials
     [B, H, T, v], so that exponentials can stand for weights, and its product with the output [B, H, T].
     """
-    divided = (_wide(grad) / sums.transpose(1, 2).unsqueeze(-1)).to(grad.dtype)
-    delta = (_wide(divided) * _wide(out)).sum(-1)
+    divided = (wide(grad) / sums.transpose(1, 2).unsqueeze(-1)).to(grad.dtype)
+    delta = (wide(divided) * wide(out)).sum(-1)
     return divided.transpose(1, 2).contiguous(), delta.transpose(1, 2).contiguous()
 
 
-@_fused
+@fused
 def row_largest(x: Tensor) -> Tensor:
     """The largest of each row of x [N, V], [N]."""
     return x.amax(-1)
 
 
-@_fused
+@fused
 def exponentials_(logits: Tensor, peak: Tensor) -> Tensor:
     """exp(logit - peak) in place of logits [N, V], for peak [N]; returns the sums [N] (fp32 or fp64)."""
-    exponentials = torch.exp(_wide(logits) - _wide(peak).unsqueeze(-1))
+    exponentials = torch.exp(wide(logits) - wide(peak).unsqueeze(-1))
     total = exponentials.sum(-1)
     logits.copy_(exponentials)
     return total
@@ -242,44 +244,13 @@ def normalise_logits_(logits: Tensor) -> tuple[Tensor, Tensor]:
     return peak + total.log(), total
 
 
-@_fused
+@fused
 def logits_gradient_(exponentials: Tensor, sums: Tensor, targets: Tensor, grad: Tensor) -> Tensor:
     """grad * (one-hot target - probabilities) in place of the exponentials [N, V]; sums, targets, grad [N]."""
     columns = torch.arange(exponentials.shape[1], device=exponentials.device)
-    probabilities = _wide(exponentials) * (1 / sums).unsqueeze(-1)
+    probabilities = wide(exponentials) * (1 / sums).unsqueeze(-1)
     hit = (columns == targets.unsqueeze(-1)).to(probabilities.dtype)
     return exponentials.copy_((hit - probabilities) * grad.unsqueeze(-1))
-
-
-@_fused
-def scaled_to(x: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
-    """x * factor (broadcast) in `dtype`."""
-    return (x * factor).to(dtype)
-
-
-@_fused
-def look_ahead_(momentum: Tensor, gradient: Tensor, mu: float) -> Tensor:
-    """momentum <- mu momentum + gradient, in place; returns Nesterov's look-ahead mu momentum + gradient.
-
-    K2's Algorithm 1 has no look-ahead written in it, Moonlight's first footnote has; we take it.
-    """
-    moved = momentum * mu + gradient
-    momentum.copy_(moved)
-    return moved * mu + gradient
-
-
-@_fused
-def apply_update_(parameter: Tensor, update: Tensor, step: Tensor, decay: Tensor, cautious: bool) -> Tensor:
-    """parameter <- parameter (1 - decay) - step * update, in place; returns the sum of the update's squares.
-
-    `step` and `decay` are tensors of one value. `cautious` decays only where decay and update pull the same way
-    (Chen and others, arXiv 2510.12402).
-    """
-    wide = _wide(update)
-    keep = 1 - decay
-    kept = torch.where(wide * parameter > 0, parameter * keep, parameter) if cautious else parameter * keep
-    parameter.copy_(kept - wide * step)
-    return wide.square().sum()
 
 
 class _RMSNorm(torch.autograd.Function):

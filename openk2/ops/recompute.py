@@ -5,8 +5,8 @@ What it is: inside `with Recompute() as again`, the result of
 inputs and the function instead of the result. The first consumer that needs
 the result in its backward pass makes it again, the last one lets go of it. K2
 does this to norms, SwiGLU, latent attention's up-projections and the experts'
-down-projections (report, section 2.4); here the last two of these need no
-help, their backward passes are written so (`openk2.ops.experts`, `fused`).
+down-projections (report, section 2.4); here SwiGLU and the down-projections
+need no help, their backward passes are written so (`openk2.ops.experts`, `fused`).
 
 Invariants: gradients have the same bits as without; statistics are taken from
 the forward pass alone, for nothing but `function` runs again. `function` must
@@ -87,7 +87,8 @@ class Recompute:
         if self.enabled:
             recipe = _Recipe(function, [self._pack(x) if isinstance(x, Tensor) else x for x in inputs])
             for index, tensor in enumerate(_as_tuple(result)):
-                self._found[tensor.untyped_storage().data_ptr()] = (weakref.ref(tensor), recipe, index)
+                if tensor.numel():  # all empty tensors have the same address, none
+                    self._found[tensor.untyped_storage().data_ptr()] = (weakref.ref(tensor), recipe, index)
         return result
 
     def _pack(self, tensor: Tensor) -> Any:

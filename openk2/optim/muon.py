@@ -1,6 +1,6 @@
-"""Muon's maths on stacks of matrices: Newton-Schulz and the scale of the update.
+"""Muon's maths on stacks of matrices: momentum, Newton-Schulz, the scale of the update, and decay.
 
-Pure functions of tensors; the optimizer around them is `muonclip`. Every
+Functions of tensors; the optimizer around them is `muonclip`. Every
 matrix of a stack [count, rows, columns] is orthogonalised by itself: the
 iteration never mixes experts. `newton_schulz` is the iteration as published and
 the slow twin of `orthogonalise`, which forms the Gram matrix less often where
@@ -16,13 +16,41 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from openk2.ops.fused import scaled_to
+from openk2.ops.fused import fused, wide
 
 # Keller Jordan's quintic: after five steps singular values lie within about 0.7 to 1.2.
 NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _SMALL, _LARGE = 1e-3, 1e15  # Frobenius norms between which fp32 squares and the epsilon are harmless
 _GRAM_STEPS = 2  # before the Gram matrix is formed anew: its bf16 rounding would else grow with each step
 _GRAM_RATIO = 2.0  # of the sides, from which on the Gram iteration takes less time (benchmarks/muon_step.py)
+
+
+@fused
+def scaled_to(x: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """x * factor (broadcast) in `dtype`."""
+    return (x * factor).to(dtype)
+
+
+@fused
+def momentum_(momentum: Tensor, gradient: Tensor, mu: float, nesterov: bool) -> Tensor:
+    """momentum <- mu momentum + gradient, in place; returns a copy, or Nesterov's look-ahead mu momentum + gradient."""
+    moved = momentum * mu + gradient
+    momentum.copy_(moved)
+    return moved * mu + gradient if nesterov else moved
+
+
+@fused
+def apply_update_(parameter: Tensor, update: Tensor, step: Tensor, decay: Tensor, cautious: bool) -> Tensor:
+    """parameter <- parameter (1 - decay) - step * update, in place; returns the sum of the update's squares.
+
+    `step` and `decay` are tensors of one value. `cautious` decays only where decay and update pull the same way
+    (Chen and others, arXiv 2510.12402).
+    """
+    update = wide(update)
+    keep = 1 - decay
+    kept = torch.where(update * parameter > 0, parameter * keep, parameter) if cautious else parameter * keep
+    parameter.copy_(kept - update * step)
+    return update.square().sum()
 
 
 def update_scale(rows: int, columns: int, update_rms: float) -> float:

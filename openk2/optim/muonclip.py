@@ -24,8 +24,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from openk2.config.run import OptimConfig
-from openk2.ops.fused import apply_update_, look_ahead_
-from openk2.optim.muon import orthogonalise, update_scale
+from openk2.optim.muon import apply_update_, momentum_, orthogonalise, update_scale
 from openk2.optim.placement import WHOLE
 from openk2.optim.qk_clip import qk_clip_
 from openk2.optim.specs import module_specs
@@ -58,7 +57,8 @@ def _refuse_unfit(spec: ParameterSpec) -> None:
 
 
 # Elements of a chunk: in bf16 a few megabytes, so that a chunk and its products stay in a cache, and so that what the
-# step needs beside the state does not grow with the model (benchmarks/muon_step.py).
+# step needs beside the state does not grow with the model (benchmarks/muon_step.py). Matrices that are cut over
+# processes come together all of one shape at a time.
 CHUNK = 2**20
 
 
@@ -78,6 +78,10 @@ class _Piece:
 
     def slice(self, first: int, last: int) -> _Piece:
         return _Piece(self.parameter, *(t[first:last] for t in (self.values, self.gradient, self.momentum)))
+
+
+def _moved(piece: _Piece, group: dict[str, Any]) -> Tensor:
+    return momentum_(piece.momentum, piece.gradient, group["momentum"], group["nesterov"])
 
 
 def _chunks(pieces: Iterable[_Piece], most: int) -> Iterator[list[_Piece]]:
@@ -103,7 +107,8 @@ class MuonClip(torch.optim.Optimizer):
     `specs` declare each parameter's route and matrices (`Model.parameter_specs()`),
     `qk_groups` the layers that QK-Clip scales (`Model.qk_groups()`; none: no
     clip). Without one Muon parameter it refuses to be made, unless `require_muon`
-    is False. Each step takes the step's maximum attention scores [L, H]:
+    is False. `nesterov` is Moonlight's first footnote; False is K2's Algorithm 1
+    as it is printed. Each step takes the step's maximum attention scores [L, H]:
 
         optimizer = MuonClip(model.parameter_specs(), model.qk_groups(), lr=2e-4)
         optimizer.step(max_scores=stats.max_scores)
@@ -117,6 +122,7 @@ class MuonClip(torch.optim.Optimizer):
         lr: float = 2e-4,
         weight_decay: float = 0.1,
         momentum: float = 0.95,
+        nesterov: bool = True,
         ns_steps: int = 5,
         ns_dtype: torch.dtype = torch.bfloat16,
         update_rms: float = 0.2,
@@ -148,6 +154,7 @@ class MuonClip(torch.optim.Optimizer):
         self.specs = by_route["muon"] + by_route["adamw"]
         muon = {
             "momentum": momentum,
+            "nesterov": nesterov,
             "ns_steps": ns_steps,
             "ns_dtype": ns_dtype,
             "update_rms": update_rms,
@@ -192,6 +199,7 @@ class MuonClip(torch.optim.Optimizer):
             lr=config.lr,
             weight_decay=config.weight_decay,
             momentum=config.momentum,
+            nesterov=config.nesterov,
             ns_steps=config.ns_steps,
             ns_dtype=torch.float32 if config.ns_dtype == "fp32" else torch.bfloat16,
             update_rms=config.update_rms,
@@ -208,7 +216,7 @@ class MuonClip(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None, *, max_scores: Tensor | None = None) -> StepReport:  # type: ignore[override]
         """One update from the gradients in place, then QK-Clip with `max_scores` fp32 [L, H], which are to be the
-        maxima over all processes."""
+        maxima over all micro-batches and processes. Without them it is a ValueError where there is a clip to do."""
         if closure is not None:
             raise ValueError("MuonClip.step: saw a closure, expected gradients computed beforehand")
         self._check_scores(max_scores)
@@ -236,8 +244,13 @@ class MuonClip(torch.optim.Optimizer):
         return StepReport(grad_norm, rms, gamma)
 
     def _check_scores(self, max_scores: Tensor | None) -> None:
-        if max_scores is None or not self.qk_groups:
+        if not self.qk_groups or (max_scores is None and self.qk_clip_tau is None):
             return
+        if max_scores is None:
+            raise ValueError(
+                "MuonClip.step: saw no max_scores, expected the step's, for QK-Clip was given layers to scale; "
+                "train without it by qk_clip_tau=None"
+            )
         expected = (len(self.qk_groups), self.qk_groups[0].num_heads)
         if tuple(max_scores.shape) != expected:
             raise ValueError(
@@ -271,12 +284,12 @@ class MuonClip(torch.optim.Optimizer):
             cut = [p for p in parameters if self.placement.is_cut(p, shape)]
             whole = [self._piece(p).stacked(shape) for p in parameters if not self.placement.is_cut(p, shape)]
             for chunk in _chunks(whole, CHUNK // (shape[0] * shape[1])):
-                ahead = [look_ahead_(piece.momentum, piece.gradient, group["momentum"]) for piece in chunk]
+                ahead = [_moved(piece, group) for piece in chunk]
                 updates = iterate(torch.cat(ahead)).split([len(a) for a in ahead])
                 self._apply(chunk, updates, shape, group, squares)
             if cut:
                 pieces = [self._piece(p) for p in cut]
-                ahead = [look_ahead_(piece.momentum, piece.gradient, group["momentum"]) for piece in pieces]
+                ahead = [_moved(piece, group) for piece in pieces]
                 updates = self.placement.through_whole(iterate, ahead, cut, shape, group["ns_dtype"])
                 self._apply(pieces, updates, shape, group, squares)
 
@@ -303,7 +316,7 @@ class MuonClip(torch.optim.Optimizer):
 
     def _count(self, squares: dict[str, Tensor], parameter: Tensor, total: Tensor, elements: int) -> None:
         spec = self._spec_of[id(parameter)]
-        squares[f"{spec.route}.{spec.role}"] += torch.stack((total.double(), torch.tensor(float(elements)).double()))
+        squares[f"{spec.route}.{spec.role}"] += torch.tensor([float(total), elements], dtype=torch.float64)
 
     def _adamw(self, group: dict[str, Any], squares: dict[str, Tensor]) -> None:
         given = [(p, self.placement.gradient(p)) for p in group["params"]]

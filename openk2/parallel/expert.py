@@ -3,10 +3,10 @@
 What it is: the routed experts' module with its weights sharded by expert. A
 (token, choice) pair goes to the process that holds the chosen expert, which runs
 the same grouped operation as a single process does, and its result comes home,
-where it is weighted and summed. Both journeys are one all-to-all, and so are
-their gradients. Invariant: one host synchronisation, for the sizes of the
-journey. Source: GShard (arXiv 2006.16668), section 3; DeepSeek-V3 (arXiv
-2412.19437), section 3.2.
+where it is weighted and summed. Tokens travel in one all-to-all each way, as do
+their gradients; two smaller ones go ahead, of the sizes and the experts asked
+for. Invariant: the host waits once for the sizes that go and come. Source:
+GShard (arXiv 2006.16668), section 3; DeepSeek-V3 (arXiv 2412.19437), section 3.2.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def tiny_pretrain() -> PretrainConfig:
 
 
 def small_pretrain() -> PretrainConfig:
-    """117M parameters and 262M tokens: for one GPU, or for a CPU with days to spare."""
+    """117M parameters and 262M tokens: for a CPU with days to spare (no GPU has been tried)."""
     return PretrainConfig(
         model=MODEL_PRESETS["small"],
         data=DataConfig(max_bytes=200_000_000),

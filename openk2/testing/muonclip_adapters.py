@@ -48,9 +48,10 @@ def run_muonclip(
         lr=s.lr,
         weight_decay=s.weight_decay,
         momentum=s.momentum,
+        nesterov=s.nesterov,
         ns_steps=s.ns_steps,
         update_rms=s.update_rms,
-        qk_clip_tau=s.tau,
+        qk_clip_tau=s.tau if clip is None else None,
     )
     for micros in steps:
         for name, weight in weights.items():

@@ -1,7 +1,8 @@
 """What the MuonClip kit puts to an optimizer: problems, steps, and a reference written apart from `openk2.optim`.
 
 The reference is in float64, with the Newton-Schulz polynomial applied to
-singular values and QK-Clip head by head. Sources: K2 report (arXiv 2507.20534),
+singular values and QK-Clip head by head. It looks ahead as Moonlight does
+(Nesterov), which K2's Algorithm 1 as printed does not; the kit takes either. Sources: K2 report (arXiv 2507.20534),
 Algorithm 1 and section 2.1; Moonlight (arXiv 2502.16982), section 2.
 """
 
@@ -56,6 +57,7 @@ class Settings:
     weight_decay: float = 0.1
     momentum: float = 0.95
     ns_steps: int = 5
+    nesterov: bool = True
     update_rms: float = 0.2
     tau: float | None = None
 
@@ -91,7 +93,8 @@ def reference(problem: Problem, steps: Steps) -> dict[str, Tensor]:
         for name, (count, rows, columns) in problem.matrices.items():
             gradient = torch.stack([micro.gradients[name].double() for micro in micros]).sum(0)
             momenta[name] = s.momentum * momenta[name] + gradient
-            ahead = (gradient + s.momentum * momenta[name]).view(count, rows, columns)
+            ahead = gradient + s.momentum * momenta[name] if s.nesterov else momenta[name]
+            ahead = ahead.view(count, rows, columns)
             update = torch.stack([_through_polynomial(one, s.ns_steps) for one in ahead]).view_as(gradient)
             scale = s.update_rms * math.sqrt(max(rows, columns))
             values[name] = values[name] * (1 - s.lr * s.weight_decay) - s.lr * scale * update
@@ -163,6 +166,16 @@ def attention_problem(tau_rank: int = 3) -> tuple[Problem, list[Attention]]:
     matrices = {name: (1, *p.shape) for name, p in parameters.items()}
     settings = replace(Settings(), lr=0.0, weight_decay=0.0, tau=tau)
     return Problem(parameters, matrices, settings, tuple(first)), second  # type: ignore[arg-type]
+
+
+def moving_problem() -> tuple[Problem, list[list[Micro]]]:
+    """The problem of `attention_problem` at a rate that moves the weights far, and two steps; without momentum."""
+    problem, second = attention_problem()
+    problem = replace(problem, settings=replace(problem.settings, lr=2.0, momentum=0.0))
+    steps = random_steps(problem, 2)
+    for micros, batch in zip(steps, (problem.attention, second), strict=True):
+        micros[0] = replace(micros[0], max_scores=[layer.max_scores(problem.parameters) for layer in batch])
+    return problem, steps
 
 
 def larger_maxima(one: Attention, other: Attention, parameters: Mapping[str, Tensor]) -> Tensor:

@@ -11,7 +11,8 @@ from worlds import ENGINES, agree, audited, exchange, exchange_runs, in_world, n
 
 from openk2 import cli
 from openk2.commands import sharded_audit
-from openk2.commands.sharded_audit import SteppedModel, compare, describe, judge, run_steps
+from openk2.commands.sharded_audit import SteppedModel, compare, describe, judge, run_steps, small_enough
+from openk2.config import MODEL_PRESETS
 from openk2.config.run import OptimConfig, ParallelConfig
 from openk2.model.model import Model
 from openk2.parallel.world import ALONE, join_world
@@ -46,7 +47,9 @@ def dense():
 
 
 def judged(dense, *sharded):
-    return {"engine": "x", "processes": len(sharded), "steps": 2} | judge(Model(MODEL).init_weights(0), dense, sharded)
+    run = {"num_hidden_layers": MODEL.num_hidden_layers, "vocab_size": MODEL.vocab_size}
+    head = {"engine": "x", "processes": len(sharded), "steps": 2, "model": run}
+    return head | judge(Model(MODEL).init_weights(0), dense, sharded)
 
 
 def changed(stepped, name, change):
@@ -178,3 +181,9 @@ def test_a_wrong_number_of_processes_is_refused(monkeypatch):
         join_world(1)
     with pytest.raises(ValueError, match=r"parallel\.ep: saw 2, expected 1 or parallel\.dp \(4\)"):
         ParallelConfig(dp=4, ep=2)
+
+
+def test_the_audit_refuses_what_is_too_large_even_with_few_layers():
+    assert small_enough(MODEL_PRESETS["small"]).num_hidden_layers == 3
+    with pytest.raises(ValueError, match=r"saw a model that has .* even with 3 layers .* expected at most"):
+        small_enough(MODEL_PRESETS["k2_1t"])

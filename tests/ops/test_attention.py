@@ -158,3 +158,19 @@ def test_attention_in_bf16_is_as_near_as_bf16_allows():
     for a, b in zip((out, *got_grads), (want, *want_grads), strict=True):
         assert a.dtype == torch.bfloat16
         assert relative_error(a, b) <= 3 * BF16_ROUNDING
+
+
+def test_a_rows_gradients_in_bf16_do_not_depend_on_its_company():
+    """Many tiles' products are summed wide, however many rows share the tiles."""
+    length = 4 * QUERY_BLOCK
+    inputs = [torch.randn(4, 1, length, 16).bfloat16() for _ in range(3)]
+    weight = torch.randn(4, 1, length, 16).bfloat16()
+    starts = torch.zeros(4, length, dtype=torch.int64)
+
+    def gradients(rows: slice) -> tuple[torch.Tensor, ...]:
+        own = [x[rows].clone().requires_grad_() for x in inputs]
+        out, _ = document_attention(*own, Tiling(starts[rows]), 0.25)
+        return torch.autograd.grad(out, own, weight[rows])
+
+    for together, alone in zip(gradients(slice(0, 4)), gradients(slice(2, 3)), strict=True):
+        torch.testing.assert_close(together[2:3], alone, rtol=2 * BF16_ROUNDING, atol=1e-6)

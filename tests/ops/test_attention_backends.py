@@ -27,6 +27,7 @@ PACKINGS = {
     "whole rows": starts_of([[0], [0]], 40),
     "alike": starts_of([[0, 9, 10], [0, 9, 10]], 40),
     "different": starts_of([[0, 17], [0, 1, 2, 39]], 40),
+    "padded": starts_of([[0, *range(20, 40)], [0, *range(7, 40)]], 40),
 }
 
 
@@ -62,6 +63,24 @@ def test_flex_forward(packing):
         want, largest = reference_attention(*inputs, starts, SCALE)
     torch.testing.assert_close(out, want, rtol=1e-5, atol=1e-5)
     assert bool((backend.bound(peaks, torch.float32) >= largest).all())
+
+
+def test_padding_is_one_span():
+    """Each padding token is a document of its own; a kernel for each would take longer than the text."""
+    prepared = BACKENDS["sdpa"].prepare(Tiling(PACKINGS["padded"]), frugal=False)
+    assert [[(span.first, span.last) for span in spans] for spans in prepared] == [
+        [(0, 20), (20, 40)],
+        [(0, 7), (7, 40)],
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", BACKENDS)
+def test_nothing_visible_has_no_bound(name, dtype):
+    """A micro-batch of padding alone leaves the other micro-batches' bounds as they are."""
+    nothing = torch.tensor([-torch.inf, 3.0, -torch.inf])
+    bounds = BACKENDS[name].bound(nothing, dtype)
+    assert bounds[[0, 2]].tolist() == [-torch.inf] * 2 and 3.0 <= float(bounds[1]) < 3.1
 
 
 def test_flex_refuses_to_train_on_the_cpu():

@@ -92,3 +92,12 @@ def test_an_error_in_the_forward_pass_ends_the_hooks():
     x = draw(3)
     saved = x.exp()
     assert torch.equal(torch.autograd.grad(saved.sum(), x)[0], saved)
+
+
+def test_empty_results_are_not_taken_for_each_other():
+    """Empty tensors share an address, none: what autograd keeps of one must not be made by another's function."""
+    x = draw(4, 8)
+    with Recompute() as again:
+        nothing = again(torch.square, x[:0])
+        out = x.square().index_select(0, torch.zeros(0, dtype=torch.int64)).sum() + nothing.sum()
+    assert torch.equal(torch.autograd.grad(out, x)[0], torch.zeros(4, 8))

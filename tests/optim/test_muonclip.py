@@ -92,7 +92,7 @@ def test_experts_gate_and_up_are_orthogonalised_each_by_itself():
     dense.grad[: SMALL.intermediate_size] *= 1e3
     cases = {dense: SMALL.intermediate_size, experts.gate_up_proj: SMALL.moe_intermediate_size, experts.down_proj: 32}
     before = {parameter: parameter.detach().clone() for parameter in cases}
-    make_muonclip(model).step()
+    make_muonclip(model, qk_clip_tau=None).step()
     for parameter, rows in cases.items():
         slices = parameter.grad.reshape(-1, rows, parameter.shape[-1])
         alone = torch.cat([orthogonalise(one[None] * 1.95, 5) for one in slices]).float().view(parameter.shape)
@@ -104,7 +104,7 @@ def test_experts_gate_and_up_are_orthogonalised_each_by_itself():
 
 def test_vectors_embedding_and_head_move_as_with_torchs_adamw():
     model = build()
-    optimizer = make_muonclip(model, adam_grad_clip=1e9)
+    optimizer = make_muonclip(model, adam_grad_clip=1e9, qk_clip_tau=None)
     names = [name for name, p in model.named_parameters() if p.ndim == 1 or name.startswith(("embed", "lm_head"))]
     twins = {name: nn.Parameter(model.get_parameter(name).detach().clone()) for name in names}
     torchs = torch.optim.AdamW(twins.values(), lr=3e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
@@ -124,7 +124,7 @@ def test_norm_gains_and_matrices_are_decayed():
     before = snapshot(model)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    make_muonclip(model, lr=0.1, weight_decay=0.5).step()
+    make_muonclip(model, lr=0.1, weight_decay=0.5, qk_clip_tau=None).step()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter, before[name] * 0.95, rtol=1e-6, atol=1e-8)
 
@@ -132,7 +132,7 @@ def test_norm_gains_and_matrices_are_decayed():
 def test_the_gradient_clip_is_of_adamws_raw_gradients_alone():
     """AdamW's group is scaled to the limit by its own norm; Muon's gradients neither count nor change."""
     model = build()
-    optimizer = make_muonclip(model, adam_grad_clip=0.5)
+    optimizer = make_muonclip(model, adam_grad_clip=0.5, qk_clip_tau=None)
     give_gradients(model)
     before = {s.name: s.parameter.grad.clone() for s in optimizer.specs}
     report = optimizer.step()
@@ -272,9 +272,9 @@ def test_the_adamw_baseline_is_torchs_adamw_for_every_parameter():
 
 def test_adamws_rate_can_differ_from_muons():
     model = build()
-    optimizer = make_muonclip(model, adam_lr_scale=0.5, weight_decay=0.0, adam_grad_clip=1e9)
+    optimizer = make_muonclip(model, adam_lr_scale=0.5, weight_decay=0.0, adam_grad_clip=1e9, qk_clip_tau=None)
     twin = build()
-    other = make_muonclip(twin, lr=1.5e-3, weight_decay=0.0, adam_grad_clip=1e9)
+    other = make_muonclip(twin, lr=1.5e-3, weight_decay=0.0, adam_grad_clip=1e9, qk_clip_tau=None)
     for owner, made in ((model, optimizer), (twin, other)):
         give_gradients(owner)
         made.step()
@@ -389,6 +389,25 @@ def test_position_tables_and_norms_do_not_mislead_the_routes():
     )
     model.register_parameter("class_token", nn.Parameter(torch.zeros(1, 1, 16)))
     assert [s.name for s in MuonClip.from_module(model).specs if s.route == "muon"] == ["up.weight"]
+
+
+def test_a_vocabulary_as_large_as_the_model_is_wide_does_not_give_all_of_it_to_adamw():
+    names = ("query", "key", "down", "head")
+    model = nn.ModuleDict({"table": nn.Embedding(64, 64), **{name: nn.Linear(64, 64, bias=False) for name in names}})
+    with pytest.raises(ValueError, match=r"saw 4 linear layers .* \(64\): query.weight, .*, \.\.\.; expected one"):
+        MuonClip.from_module(model)
+    routes = {s.name: (s.route, s.role) for s in MuonClip.from_module(model, adamw=["head"]).specs}
+    assert routes["head.weight"] == ("adamw", "head") and routes["table.weight"] == ("adamw", "embedding")
+    assert all(routes[f"{name}.weight"] == ("muon", "matrix") for name in names[:3])
+
+
+def test_a_step_without_maxima_is_refused_where_there_is_a_clip_to_do():
+    model = build()
+    give_gradients(model)
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=r"saw no max_scores.*qk_clip_tau=None"):
+        make_muonclip(model).step()
+    same_tensors(before, snapshot(model))
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 100])

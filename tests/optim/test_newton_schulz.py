@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from openk2.ops.fused import look_ahead_
-from openk2.optim.muon import newton_schulz, orthogonalise, update_scale
+from openk2.optim.muon import momentum_, newton_schulz, orthogonalise, update_scale
 
 SHAPES = {"square": (24, 24), "tall": (40, 16), "wide": (16, 40), "vector": (1, 20)}
 BAND = (0.67, 1.15)  # Keller Jordan's coefficients, for singular values above 0.005 of the norm: 0.68 to 1.15
@@ -86,8 +85,17 @@ def test_update_scale_gives_adams_root_mean_square():
 
 def test_nesterov_looks_ahead():
     momentum, gradient = torch.tensor([1.0, 2.0]), torch.tensor([10.0, -4.0])
-    ahead = look_ahead_(momentum, gradient, 0.5)
+    ahead = momentum_(momentum, gradient, 0.5, True)
     assert momentum.tolist() == [10.5, -3.0] and ahead.tolist() == [15.25, -5.5] and gradient.tolist() == [10.0, -4.0]
+
+
+def test_momentum_without_look_ahead_is_a_copy():
+    """What goes into Newton-Schulz must not share the state's memory (pytorch issue 190597)."""
+    momentum, gradient = torch.tensor([1.0, 2.0]), torch.tensor([10.0, -4.0])
+    moved = momentum_(momentum, gradient, 0.5, False)
+    assert moved.tolist() == momentum.tolist() == [10.5, -3.0]
+    moved.zero_()
+    assert momentum.tolist() == [10.5, -3.0]
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 48), (3, 48, 16), (2, 32, 64), (2, 20, 20)], ids=str)

@@ -19,7 +19,7 @@ def failures(adapter, parts=kit.PARTS) -> dict[str, str]:
 
 def test_our_optimizer_passes_everything():
     findings = kit.check(adapters.ours)
-    assert len(findings) == 11 and not failures(adapters.ours)
+    assert len(findings) == 13 and not failures(adapters.ours)
     assert {finding.part for finding in findings} == set(kit.PARTS)
 
 
@@ -79,6 +79,31 @@ def nothing_is_skipped(problem, steps):
     return adapters.ours(problem, [[clean(micro) for micro in micros] for micros in steps])
 
 
+def clipped_before_the_update(problem, steps):
+    values = dict(problem.parameters)
+    for micros in steps:
+        for lr, tau in ((0.0, problem.settings.tau), (problem.settings.lr, None)):
+            settings = replace(problem.settings, lr=lr, tau=tau, weight_decay=0.0)
+            values = adapters.ours(replace(problem, parameters=values, settings=settings), [micros])
+    return values
+
+
+def clipped_once(problem, steps):
+    rest = [[replace(m, max_scores=[s * 0 for s in m.max_scores]) for m in micros] for micros in steps[1:]]
+    return adapters.ours(problem, [*steps[:1], *rest])
+
+
+def scores_are_not_looked_at(problem, steps):
+    def clean(micro):
+        return replace(micro, max_scores=[torch.nan_to_num(scores) for scores in micro.max_scores])
+
+    return adapters.ours(problem, [[clean(micro) for micro in micros] for micros in steps])
+
+
+def test_algorithm_1_as_it_is_printed_passes_as_well():
+    assert not failures(with_settings(nesterov=False))
+
+
 def broken(problem, steps):
     raise RuntimeError("no such thing")
 
@@ -94,14 +119,17 @@ def broken(problem, steps):
         (step_by_step, "micro-batches add up to the large batch", "one by one"),
         (first_micro_batch_only, "maxima over all micro-batches", "only one micro-batch"),
         (nothing_is_skipped, "a step that is not finite is left out", "nan reached"),
+        (clipped_before_the_update, "every step clips, after its update", "before the update"),
+        (clipped_once, "every step clips, after its update", "only the first step"),
+        (scores_are_not_looked_at, "a score that is not finite is left out with its step", "no number"),
         (broken, "the update is orthogonal", "no such thing"),
     ],
     ids=lambda value: value if isinstance(value, str) else getattr(value, "__name__", "settings"),
 )
 def test_other_mistakes_are_named_too(adapter, check, why):
-    found = {name: reason for name, reason in failures(adapter).items()}
+    found = failures(adapter)
     if adapter is broken:
-        assert len(found) == 11 and all(why in reason for reason in found.values())
+        assert len(found) == 13 and all(why in reason for reason in found.values())
     else:
         assert why in found[check]
 
