@@ -30,7 +30,7 @@ from openk2.data.batch import Batch
 from openk2.data.packing import pack_documents
 from openk2.model.model import Model
 from openk2.optim.muonclip import MuonClip
-from openk2.parallel.layout import lay_out, refuse_unavailable
+from openk2.parallel.sharding import lay_out, refuse_unavailable
 from openk2.parallel.world import ALONE, World, leave_world
 from openk2.plan.parameters import plan_parameters
 from openk2.train.batch import supervised

@@ -23,7 +23,7 @@ from openk2.config.model import ModelConfig
 from openk2.model.context import ForwardContext
 from openk2.model.norm import RMSNorm
 from openk2.model.rope import softmax_scale
-from openk2.ops.attention import exact_peak_scores
+from openk2.ops.attention import exact_peaks
 from openk2.ops.recompute import KEEP, Recompute
 from openk2.ops.rope import key_value_heads, query_heads, rotate
 
@@ -34,7 +34,7 @@ INNER_NORM_EPS = 1e-6
 class Scores(NamedTuple):
     """The largest softmax input of each head and a number it does not exceed, fp32 [H]; the same where it is exact."""
 
-    largest: Tensor
+    max_scores: Tensor
     bounds: Tensor
 
 
@@ -94,19 +94,19 @@ class MultiHeadLatentAttention(nn.Module):
         latent, rope = self.latents(x, context.turns, again)
         k, v = again(self._keys_values, latent, rope, batch)
         out, peaks = context.attention.attend(q, k, v, context.prepared, self.scale)
-        scores = self._largest_scores(peaks, q.detach(), k.detach(), context)
+        scores = self._max_scores(peaks, q.detach(), k.detach(), context)
         out = out.transpose(1, 2).reshape(len(x), -1)
         return F.linear(out, self.o_proj.weight.to(x.dtype)), scores, torch.cat((latent, rope), dim=-1)
 
-    def _largest_scores(self, peaks: Tensor, q: Tensor, k: Tensor, context: ForwardContext) -> Scores:
+    def _max_scores(self, peaks: Tensor, q: Tensor, k: Tensor, context: ForwardContext) -> Scores:
         """By head, from each query's peak [B, H, T]; exact ones where the bound of a head exceeds tau."""
         padding = (context.layout.documents < 0).unsqueeze(1)
-        largest = peaks.masked_fill(padding, -torch.inf).amax((0, 2))
-        bounds = context.attention.bound(largest, q.dtype)
+        max_scores = peaks.masked_fill(padding, -torch.inf).amax((0, 2))
+        bounds = context.attention.bound(max_scores, q.dtype)
         if context.tau is not None and bool(bounds.max() > context.tau):
-            exact = exact_peak_scores(q, k, context.tiling, self.scale)
-            largest = bounds = exact.masked_fill(padding, -torch.inf).amax((0, 2))
-        return Scores(largest, bounds)
+            exact = exact_peaks(q, k, context.tiling, self.scale)
+            max_scores = bounds = exact.masked_fill(padding, -torch.inf).amax((0, 2))
+        return Scores(max_scores, bounds)
 
     def decode(self, x: Tensor, turns: Tensor, cache: Tensor, positions: Tensor) -> Tensor:
         """New tokens of B sequences against cached latents, without unfolding them.

@@ -203,7 +203,7 @@ class Model(nn.Module):
             nobody = choices[-1].new_full((input_ids.numel(), choices[-1].shape[1]), -1)
             choices[-1] = nobody.index_copy(0, read, choices[-1])
         stats = ForwardStats(
-            max_scores=torch.stack([scores.largest for scores in all_scores]),
+            max_scores=torch.stack([scores.max_scores for scores in all_scores]),
             score_bounds=torch.stack([scores.bounds for scores in all_scores]),
             expert_counts=torch.stack(counts)
             if counts

@@ -12,7 +12,7 @@ backward pass over tiles: Dao (arXiv 2307.08691).
 Invariants: token i sees token j when `starts[i] <= j <= i`. Scores accumulate
 in fp32 inside the product and are rounded to the inputs' dtype; peaks are over
 visible scores, scale included: exact in fp32, in bf16 off by that rounding at
-most, which is why QK-Clip asks `exact_peak_scores` wherever a head's bound
+most, which is why QK-Clip asks `exact_peaks` wherever a head's bound
 exceeds its threshold.
 
 The slow twin is `reference_attention`. Left out: dropout and attention sinks.
@@ -225,7 +225,7 @@ def document_attention(
 
 
 @torch.no_grad()
-def exact_peak_scores(q: Tensor, k: Tensor, tiling: Tiling, scale: float) -> Tensor:
+def exact_peaks(q: Tensor, k: Tensor, tiling: Tiling, scale: float) -> Tensor:
     """Each query's largest visible score from fp32 products, fp32 [B, H, T], tile by tile."""
     batch, heads = q.shape[:2]
     q, k = q.float().flatten(0, 1), k.float().flatten(0, 1)

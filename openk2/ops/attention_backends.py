@@ -12,7 +12,7 @@ the compiled one gives no log-sum-exp there and neither has a backward pass.
 Invariants: none holds a mask or scores of T x T; all see the same tokens
 (`starts[i] <= j <= i`). Each says how far above its reported maxima the true
 ones may lie: a head whose bound does not exceed QK-Clip's threshold needs no
-clip, and where one does the caller asks `exact_peak_scores`. A row's log-sum-exp
+clip, and where one does the caller asks `exact_peaks`. A row's log-sum-exp
 is no less than its maximum but for its rounding, which on the CPU reaches 8e-5
 at scores near 190; the margin is wider than that.
 Left out: sinks, dropout and sliding windows, which K2 has none of.

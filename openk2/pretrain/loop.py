@@ -33,7 +33,7 @@ from openk2.environments import TOOL_NAMES, declarations
 from openk2.model.induction import start_with_induction
 from openk2.model.model import Model
 from openk2.observe.console import Console
-from openk2.parallel.layout import lay_out, refuse_unavailable
+from openk2.parallel.sharding import lay_out, refuse_unavailable
 from openk2.parallel.world import ALONE, World
 from openk2.plan.flops import plan_flops
 from openk2.protocols import Message

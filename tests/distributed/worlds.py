@@ -27,8 +27,8 @@ from openk2.config.run import OptimConfig, ParallelConfig
 from openk2.model.model import Model
 from openk2.optim.muonclip import MuonClip
 from openk2.parallel.deepspeed import SETTINGS, refuse_without_deepspeed
-from openk2.parallel.layout import lay_out
 from openk2.parallel.placement import Flattened, Runs, Sharded, shard_rows
+from openk2.parallel.sharding import lay_out
 from openk2.parallel.world import ALONE, World, leave_world
 from openk2.protocols import Result
 from openk2.train.batch import supervised

@@ -7,7 +7,7 @@ import torch
 from twins import BF16_ROUNDING, compare, draw, relative_error
 
 from openk2.ops import attention
-from openk2.ops.attention import QUERY_BLOCK, Tiling, document_attention, exact_peak_scores, reference_attention
+from openk2.ops.attention import QUERY_BLOCK, Tiling, document_attention, exact_peaks, reference_attention
 
 
 def random_starts(batch: int, length: int) -> torch.Tensor:
@@ -134,11 +134,11 @@ def test_maximum_scores_are_those_of_the_explicit_matrix(length, key_block, monk
     k[:, 1] = k[:, 1].abs()  # every score of head 1 is negative: a maximum that started at 0 would hide them
     explicit = reference_attention(q.double(), k.double(), v.double(), starts, 0.3)[1]
     assert bool((explicit[:, 1] < 0).all())
-    for found in (document_attention(q, k, v, Tiling(starts), 0.3)[1], exact_peak_scores(q, k, Tiling(starts), 0.3)):
+    for found in (document_attention(q, k, v, Tiling(starts), 0.3)[1], exact_peaks(q, k, Tiling(starts), 0.3)):
         torch.testing.assert_close(found, explicit.float(), rtol=1e-6, atol=1e-6)
 
     q16, k16, v16 = q.bfloat16(), k.bfloat16(), v.bfloat16()
-    exact = exact_peak_scores(q16, k16, Tiling(starts), 0.3)
+    exact = exact_peaks(q16, k16, Tiling(starts), 0.3)
     explicit = reference_attention(q16.double(), k16.double(), v16.double(), starts, 0.3)[1]
     torch.testing.assert_close(exact, explicit.float(), rtol=1e-6, atol=1e-6)
     rounded = document_attention(q16, k16, v16, Tiling(starts), 0.3)[1]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openk2.config.run import TrainConfig
-from openk2.ops.attention import Tiling, exact_peak_scores, reference_attention
+from openk2.ops.attention import Tiling, exact_peaks, reference_attention
 from openk2.ops.attention_backends import BACKENDS, choose_backend
 
 DIFFERENTIABLE = ["tiled", "sdpa"]  # on the CPU
@@ -102,7 +102,7 @@ def test_bounds_hold_whatever_the_scores(name, dtype, size, seed, begins):
     _, peaks = backend.attend(q, k, v, backend.prepare(Tiling(starts), frugal=False), SCALE)
     bounds = backend.bound(peaks.amax((0, 2)), dtype)
     explicit = reference_attention(q.double(), k.double(), v.double(), starts, SCALE)[1].amax((0, 2))
-    exact = exact_peak_scores(q, k, Tiling(starts), SCALE).amax((0, 2))
+    exact = exact_peaks(q, k, Tiling(starts), SCALE).amax((0, 2))
     torch.testing.assert_close(exact.double(), explicit, rtol=1e-6, atol=1e-5)
     assert bool((bounds >= exact).all())
     room = 40 if name == "sdpa" else 1e-6  # a log-sum-exp exceeds the maximum by log of the row's length at most

@@ -41,7 +41,7 @@ def maxima(model: Model, inputs: list[tuple[Any, ...]]) -> Tensor:
     """Each layer's maxima [L, H] on the same inputs: clipping a layer changes what the next ones are given."""
     with torch.no_grad():
         return torch.stack(
-            [block.self_attn(*given)[1].largest for block, given in zip(model.layers, inputs, strict=True)]
+            [block.self_attn(*given)[1].max_scores for block, given in zip(model.layers, inputs, strict=True)]
         )
 
 
@@ -108,8 +108,8 @@ def test_the_maximum_is_over_all_micro_batches():
 def test_a_layer_is_scored_exactly_where_a_bound_exceeds_tau_and_nowhere_else(dtype, attention, recompute, monkeypatch):
     """Packed and accumulated: explicit fp64 scores decide alike, bounds lie above them, exact passes are as few."""
     exact_passes: list[Tensor] = []
-    real = mla.exact_peak_scores
-    monkeypatch.setattr(mla, "exact_peak_scores", lambda *given: exact_passes.append(given[0]) or real(*given))
+    real = mla.exact_peaks
+    monkeypatch.setattr(mla, "exact_peaks", lambda *given: exact_passes.append(given[0]) or real(*given))
     model, given = build(dtype=dtype, initializer_range=0.3), batch()
     model.attention, model.recompute = attention, recompute
     scored: list[tuple[Tensor, ...]] = []
