@@ -111,7 +111,8 @@ def _serve(pipe: Connection, make: Callable[..., Any], *arguments: Any) -> None:
 
 
 class Rows:
-    """The rows of one benchmark, written as they are found; those of the same commit and device are not made again."""
+    """The rows of one benchmark, written as they are found; those of the same commit and device are not made again,
+    those of others stay in the file."""
 
     def __init__(self, description: str, **paths: str) -> None:
         """`paths`: further options that name a file, each with its help; they are found in `paths`."""
@@ -132,8 +133,9 @@ class Rows:
             "commit": git_commit(),
             "quick": self.quick,
         }
-        found = json.loads(self.path.read_text()) if self.path and self.path.exists() else []
+        found = _read(self.path, parser) if self.path else []
         self.rows = [row for row in found if {key: row.get(key) for key in self.stamp} == self.stamp]
+        self.others = [row for row in found if row not in self.rows]  # of other commits: kept, and measured anew
 
     def missing(self, name: str) -> bool:
         """Whether this row is still to be made; says so if not."""
@@ -173,7 +175,21 @@ class Rows:
         self.rows.append(row)
         print(json.dumps(row))
         if self.path:
-            write_atomic(self.path, json.dumps(self.rows, indent=2) + "\n")
+            write_atomic(self.path, json.dumps(self.others + self.rows, indent=2) + "\n")
+
+
+def _read(path: Path, parser: argparse.ArgumentParser) -> list[dict[str, Any]]:
+    """The rows of a file, none where there is no file yet; where it cannot be one, the program ends."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        if not isinstance(found, list) or not all(isinstance(row, dict) and "name" in row for row in found):
+            raise ValueError
+        write_atomic(path, json.dumps(found, indent=2) + "\n")  # what cannot be written is told before it is measured
+    except ValueError:
+        parser.exit(2, f"error: --json: {path}: saw something else than a benchmark's rows; choose another file\n")
+    except OSError as error:
+        parser.exit(2, f"error: --json: {path}: {error.strerror or error}; choose another file\n")
+    return found
 
 
 def _interval(taken: Mapping[str, Sequence[float]], draws: int = 10_000) -> list[float]:

@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -45,7 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if rest and not arguments.takes_overrides:
             raise ValueError(f"openk2 {arguments.command}: saw unknown argument {rest[0]!r}; see --help")
         arguments.overrides = rest
-        return int(arguments.run(arguments) or 0)
+        code = int(arguments.run(arguments) or 0)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader of our output, `head` for instance, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except ValueError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -182,12 +188,14 @@ def _pretrain(arguments: argparse.Namespace) -> None:
     from openk2.checkpoint.variant import export_variant
     from openk2.parallel.world import join_world, leave_world
     from openk2.pretrain import pretrain
+    from openk2.pretrain.report import write_page
 
     out = arguments.out or Path("out") / f"pretrain-{arguments.preset}"
     world = join_world(config.parallel.dp)
     console = _console(arguments, quiet=not world.first)
     model, tokenizer = pretrain(config, out, console, world)
     if world.first:
+        console.line(f"report: {write_page(config, out, _made_by())}")
         console.result(f"{export_variant(model, Codec(tokenizer), out / 'base', kind='base', made_by=_made_by())}")
     leave_world()
 
@@ -440,13 +448,18 @@ def _add_audit(commands: Any) -> None:
         choices=("fsdp", "ep", "deepspeed"),
         help="instead: ten steps sharded against ten dense ones, by parameter, of the preset's first layers",
     )
-    parser.add_argument("--processes", type=int, default=2, help="of the sharded side (default 2)")
+    parser.add_argument("--processes", type=int, help="of the sharded side (default 2)")
     parser.add_argument("--json", action="store_true")
 
 
 def _audit(arguments: argparse.Namespace) -> int:
     from openk2.recipes import pretrain_recipe
 
+    for option in arguments.overrides:
+        if option.startswith("--") and not option.startswith(("--model.", "--optim.")):
+            raise ValueError(f"audit-optimizer: saw {option}, expected settings of model and optim, which it looks at")
+    if arguments.engine is None and arguments.processes is not None:
+        raise ValueError("--processes: saw it without --engine, expected both, for it is of the sharded side")
     config = _overridden(pretrain_recipe(arguments.preset), arguments)
     console = _console(arguments)
     if arguments.engine is None:
@@ -456,7 +469,8 @@ def _audit(arguments: argparse.Namespace) -> int:
         return 0
     from openk2.commands.sharded_audit import compare, describe, small_enough
 
-    found = compare(small_enough(config.model), config.optim, arguments.engine, processes=arguments.processes)
+    processes = 2 if arguments.processes is None else arguments.processes
+    found = compare(small_enough(config.model), config.optim, arguments.engine, processes=processes)
     console.result(json.dumps(found, indent=2) if arguments.json else describe(found))
     return 0 if found["passed"] else 1
 

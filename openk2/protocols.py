@@ -306,6 +306,20 @@ class QKGroup:
     num_heads: int
     rows: tuple[QKRows, ...]
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.num_heads, int) or self.num_heads < 1:
+            raise ValueError(f"{self.name}: saw num_heads {self.num_heads!r}, expected a whole number of at least 1")
+        for rows in self.rows:
+            if rows.weight.shape[0] != self.num_heads * rows.per_head:
+                raise ValueError(
+                    f"{self.name}: saw a weight of {rows.weight.shape[0]} rows, expected {self.num_heads} heads of "
+                    f"{rows.per_head}"
+                )
+            if not 0 <= rows.first <= rows.last <= rows.per_head:
+                raise ValueError(
+                    f"{self.name}: saw rows {rows.first} to {rows.last} of a head that has {rows.per_head}"
+                )
+
     @classmethod
     def latent(
         cls, name: str, query: Any, key_value: Any, *, num_heads: int, nope_dim: int, rope_dim: int, value_dim: int
@@ -326,19 +340,24 @@ class QKGroup:
     @classmethod
     def multi_head(cls, name: str, query: Any, key: Any, *, num_heads: int) -> QKGroup:
         """Plain attention, weights [H * d, in] each: half of the correction to either side."""
-        if query.shape[0] != key.shape[0] or query.shape[0] % num_heads:
+        if query.shape[0] != key.shape[0]:
             raise ValueError(
-                f"{name}: saw {query.shape[0]} query rows and {key.shape[0]} key rows, expected as many of both and a "
-                f"multiple of {num_heads} heads; where heads share keys use QKGroup.shared_key"
+                f"{name}: saw {query.shape[0]} query rows and {key.shape[0]} key rows, expected as many of both; where "
+                "heads share keys use QKGroup.shared_key"
             )
-        per_head = query.shape[0] // num_heads
+        per_head = _per_head(query, num_heads)
         return cls(name, num_heads, tuple(QKRows(w, per_head, 0, per_head, 0.5) for w in (query, key)))
 
     @classmethod
     def shared_key(cls, name: str, query: Any, *, num_heads: int) -> QKGroup:
         """Grouped or multi-query attention: heads share keys, so each head's query takes all of its gamma."""
-        per_head = query.shape[0] // num_heads
+        per_head = _per_head(query, num_heads)
         return cls(name, num_heads, (QKRows(query, per_head, 0, per_head, 1.0),))
+
+
+def _per_head(weight: Any, num_heads: Any) -> int:
+    """Rows of a head; for numbers of heads that cannot be, 0, which `QKGroup` refuses."""
+    return int(weight.shape[0]) // num_heads if isinstance(num_heads, int) and num_heads > 0 else 0
 
 
 class Placement(Protocol):

@@ -46,6 +46,7 @@ def write_report(report: Mapping[str, Any], folder: Path | str) -> Path:
 
     All keys are optional. Units: seconds, bytes, bits per byte, rates from 0 to
     1; a stderr is of the rate beside it.
+      stage: of a page of one stage, which does not list what is missing;
       name, command, commit, config, device, seed, wall_s, peak_rss_bytes,
       max_logit, clipped_heads, parameters, benchmarks, synth (the manifest);
       goals: [{name, goal, measured, met}], met None where nothing was measured;
@@ -84,7 +85,7 @@ def render(report: Mapping[str, Any]) -> str:
         ("trajectories", "Before and after RL", sections.trajectories(report)),
         ("cost", "Time and memory", _cost(report)),
         ("configuration", "Configuration", _configuration(report)),
-        ("missing", "Not in this report", _missing(report, metrics)),
+        ("missing", "Not in this report", "" if report.get("stage") else _missing(report, metrics)),
     ]
     name = str(report.get("name") or "openk2 run")
     footer = (

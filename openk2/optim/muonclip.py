@@ -13,9 +13,10 @@ Sharding is not written here: the maths sees whole matrices, which a
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,7 +46,9 @@ class StepReport:
 def _refuse_unfit(spec: ParameterSpec) -> None:
     """ValueError for a Muon parameter that cannot be seen as the matrices declared for it."""
     shape = tuple(spec.parameter.shape)
-    count, rows, columns = spec.matrices or (0, 0, 0)
+    view: tuple[int, ...] = spec.matrices or ()
+    fits = len(view) == 3 and all(isinstance(size, int) and size > 0 for size in view)
+    count, rows, columns = view if fits else (0, 0, 0)
     whole_rows = columns in (math.prod(shape[dim:]) for dim in range(1, len(shape)))  # a row of a matrix is never cut
     if count * rows * columns != math.prod(shape) or not whole_rows or not math.prod(shape):
         raise ValueError(f"MuonClip: {spec.name}: saw matrices {spec.matrices}, expected a view of shape {shape}")
@@ -54,6 +57,57 @@ def _refuse_unfit(spec: ParameterSpec) -> None:
             f"MuonClip: {spec.name}: saw a parameter that is not contiguous in memory, expected one that is; "
             "give it contiguous() data, or AdamW"
         )
+
+
+def _refuse_unknown(specs: Sequence[Any], qk_groups: Sequence[QKGroup]) -> None:
+    """ValueError for what is no declaration, for parameters declared twice, and for clips of anything else."""
+    for spec in specs:
+        if not isinstance(spec, ParameterSpec):
+            raise ValueError(
+                f"MuonClip: saw {type(spec).__name__}, expected ParameterSpec; for a plain torch model use "
+                "MuonClip.from_module(model)"
+            )
+        if spec.route not in ("muon", "adamw"):
+            raise ValueError(f"MuonClip: {spec.name}: saw route {spec.route!r}, expected 'muon' or 'adamw'")
+        if spec.parameter.is_complex():
+            raise ValueError(f"MuonClip: {spec.name}: saw complex numbers, expected real ones; see torch.view_as_real")
+    known = {id(spec.parameter) for spec in specs}
+    if len(known) < len(specs):
+        raise ValueError(f"MuonClip: saw {len(specs)} specs of {len(known)} parameters, expected one of each")
+    clipped: set[tuple[int, int]] = set()  # a weight's id and a row of each of its heads
+    for group in qk_groups:
+        if group.num_heads != qk_groups[0].num_heads:
+            raise ValueError(
+                f"MuonClip: {group.name}: saw {group.num_heads} heads, expected {qk_groups[0].num_heads} as in "
+                f"{qk_groups[0].name}: maxima come as [layers, heads]"
+            )
+        for rows in group.rows:
+            if id(rows.weight) not in known:
+                raise ValueError(f"MuonClip: {group.name}: saw a weight that no spec declares, expected one of theirs")
+            ours = {(id(rows.weight), row) for row in range(rows.first, rows.last)}
+            if ours & clipped:
+                raise ValueError(f"MuonClip: {group.name}: saw rows that are clipped twice, expected each row once")
+            clipped |= ours
+
+
+def _refuse_settings(settings: dict[str, Any]) -> None:
+    """ValueError for a number that no step could be made with. A schedule may begin with a rate of 0."""
+    rules: dict[str, tuple[str, Callable[[float], bool]]] = {
+        "lr weight_decay adam_lr_scale adam_grad_clip": ("a number of at least 0", lambda value: value >= 0),
+        "update_rms adam_eps qk_clip_tau": ("a number above 0", lambda value: value > 0),
+        "momentum adam_beta1 adam_beta2": ("a number of at least 0 and below 1", lambda value: 0 <= value < 1),
+        "ns_steps": ("a whole number of at least 1", lambda value: isinstance(value, int) and value >= 1),
+    }
+    for names, (expected, fits) in rules.items():
+        for name in names.split():
+            value = settings[name]
+            if value is None and name == "qk_clip_tau":
+                continue
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not math.isfinite(value) or not fits(value):
+                raise ValueError(f"MuonClip: {name}: saw {value!r}, expected {expected}")
+    if not isinstance(settings["ns_dtype"], torch.dtype) or not settings["ns_dtype"].is_floating_point:
+        raise ValueError(f"MuonClip: ns_dtype: saw {settings['ns_dtype']!r}, expected one such as torch.bfloat16")
 
 
 # Elements of a chunk: in bf16 a few megabytes, so that a chunk and its products stay in a cache, and so that what the
@@ -101,6 +155,10 @@ def _chunks(pieces: Iterable[_Piece], most: int) -> Iterator[list[_Piece]]:
         yield chunk
 
 
+def _said(entry: tuple[str | None, str | None] | None) -> str:
+    return "nothing more" if entry is None else f"{entry[1]} by {entry[0]}"
+
+
 class MuonClip(torch.optim.Optimizer):
     """K2's optimizer.
 
@@ -135,20 +193,22 @@ class MuonClip(torch.optim.Optimizer):
         require_muon: bool = True,
         placement: Placement = WHOLE,
     ) -> None:
+        if not isinstance(adam_betas, tuple | list) or len(adam_betas) != 2:
+            raise ValueError(f"MuonClip: adam_betas: saw {adam_betas!r}, expected two numbers")
+        _refuse_settings(dict(locals(), adam_beta1=adam_betas[0], adam_beta2=adam_betas[1]))
+        specs, qk_groups = list(specs), tuple(qk_groups)
+        _refuse_unknown(specs, qk_groups)
         by_route: dict[str, list[ParameterSpec]] = defaultdict(list)
         for spec in specs:
             by_route[spec.route].append(spec)
-        unknown = set(by_route) - {"muon", "adamw"}
-        if unknown:
-            raise ValueError(f"MuonClip: saw route {sorted(unknown)[0]!r}, expected 'muon' or 'adamw'")
         for spec in by_route["muon"]:
             _refuse_unfit(spec)
         if require_muon and not by_route["muon"]:
             raise ValueError(
                 "MuonClip: saw no parameter routed to Muon, expected at least one matrix; "
-                "declare the model's matrices or choose optim.name adamw"
+                "declare the model's matrices, or choose AdamW alone (optim.name adamw, or require_muon=False)"
             )
-        self.qk_groups = tuple(qk_groups)
+        self.qk_groups = qk_groups
         self.qk_clip_tau = qk_clip_tau
         self.placement = placement
         self.specs = by_route["muon"] + by_route["adamw"]
@@ -163,22 +223,60 @@ class MuonClip(torch.optim.Optimizer):
         adam = {"betas": adam_betas, "eps": adam_eps, "grad_clip": adam_grad_clip, "lr_scale": adam_lr_scale}
         settings: dict[str, dict[str, Any]] = {"muon": muon, "adamw": adam}
         groups: list[dict[str, Any]] = [
-            {"params": [spec.parameter for spec in by_route[route]], "route": route, **settings[route]}
+            {
+                "params": [spec.parameter for spec in by_route[route]],
+                "names": [spec.name for spec in by_route[route]],
+                "route": route,
+                **settings[route],
+            }
             for route in ("muon", "adamw")
             if by_route[route]
         ]
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay, "cautious": cautious_weight_decay})
-        self._spec_of = {id(spec.parameter): spec for spec in self.specs}
+        self._spec_of = {spec.parameter: spec for spec in self.specs}
 
     @classmethod
     def from_module(
-        cls, module: torch.nn.Module, *, adamw: Sequence[str] = (), qk_groups: Sequence[QKGroup] = (), **settings: Any
+        cls,
+        module: torch.nn.Module,
+        *,
+        adamw: Sequence[str] = (),
+        matrices: Mapping[str, tuple[int, int, int]] | None = None,
+        qk_groups: Sequence[QKGroup] = (),
+        **settings: Any,
     ) -> MuonClip:
         """For any torch model: its matrices by Muon, embeddings, output head and vectors by AdamW.
 
-        `adamw` names more parameters that AdamW is to take (`module_specs` says how the routes are found).
+        `adamw` names more parameters that AdamW is to take, `matrices` the (count, rows, columns) of parameters that
+        hold several (`module_specs` says how the routes are found).
         """
-        return cls(module_specs(module, adamw), qk_groups, **settings)
+        return cls(module_specs(module, adamw, matrices), qk_groups, **settings)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies are made of; torch's own leaves out what it does not know."""
+        ours = ("specs", "qk_groups", "qk_clip_tau", "placement", "_spec_of")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in ours}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """What `state_dict` gave of an optimizer of parameters named, shaped and routed alike; else ValueError."""
+        saved = state_dict.get("param_groups", ()) if isinstance(state_dict, dict) else ()
+        theirs = [(group.get("route"), name) for group in saved for name in group.get("names", [None])]
+        ours = [(group["route"], name) for group in self.param_groups for name in group["names"]]
+        for seen, expected in itertools.zip_longest(theirs, ours):
+            if seen != expected:
+                raise ValueError(
+                    f"load_state_dict: saw {_said(seen)}, expected {_said(expected)}; it is another model's"
+                )
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        for index, moments in state_dict.get("state", {}).items():
+            local = self.placement.local(parameters[index])
+            for tensor in moments.values():
+                if tensor.ndim and tensor.numel() != local.numel():
+                    raise ValueError(
+                        f"load_state_dict: {ours[index][1]}: saw state of shape {tuple(tensor.shape)}, expected "
+                        f"{tuple(local.shape)}; it is another model's"
+                    )
+        super().load_state_dict(state_dict)
 
     @classmethod
     def from_config(
@@ -220,6 +318,7 @@ class MuonClip(torch.optim.Optimizer):
         if closure is not None:
             raise ValueError("MuonClip.step: saw a closure, expected gradients computed beforehand")
         self._check_scores(max_scores)
+        self._check_gradients()
         return self.placement.update(lambda: self._update(max_scores))
 
     def _update(self, max_scores: Tensor | None) -> StepReport:
@@ -252,10 +351,34 @@ class MuonClip(torch.optim.Optimizer):
                 "train without it by qk_clip_tau=None"
             )
         expected = (len(self.qk_groups), self.qk_groups[0].num_heads)
+        if not isinstance(max_scores, Tensor):
+            raise ValueError(
+                f"MuonClip.step: saw max_scores {type(max_scores).__name__}, expected a tensor of shape {expected}"
+            )
         if tuple(max_scores.shape) != expected:
             raise ValueError(
                 f"MuonClip.step: saw max_scores of shape {tuple(max_scores.shape)}, expected [layers, heads] {expected}"
             )
+
+    def _check_gradients(self) -> None:
+        """ValueError, before anything has changed, for what became of a parameter since the optimizer was made."""
+        for spec in self.specs:
+            gradient = self.placement.gradient(spec.parameter)
+            if gradient is None:
+                continue
+            moment = self.state.get(spec.parameter, {}).get("momentum" if spec.route == "muon" else "exp_avg")
+            if gradient.layout != torch.strided:
+                raise ValueError(f"MuonClip.step: {spec.name}: saw a sparse gradient, expected a dense one")
+            if moment is not None and moment.dtype != gradient.dtype:
+                raise ValueError(
+                    f"MuonClip.step: {spec.name}: saw a gradient in {gradient.dtype} and state in {moment.dtype}; "
+                    "make the optimizer after the model's dtype is settled"
+                )
+            if spec.route == "muon" and not self.placement.local(spec.parameter).is_contiguous():
+                raise ValueError(
+                    f"MuonClip.step: {spec.name}: saw a parameter that is not contiguous in memory any more, expected "
+                    "the layout it had when the optimizer was made"
+                )
 
     def _norm(self, parameters: Iterable[Tensor], *, spoilt: bool = False) -> float:
         """Euclidean norm of the gradients, over all processes; nan where one of them says that its step is spoilt."""
@@ -276,7 +399,7 @@ class MuonClip(torch.optim.Optimizer):
         by_shape: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
         for parameter in group["params"]:
             if self.placement.gradient(parameter) is not None:
-                matrices = self._spec_of[id(parameter)].matrices
+                matrices = self._spec_of[parameter].matrices
                 assert matrices is not None
                 by_shape[matrices[1:]].append(parameter)
         iterate = functools.partial(orthogonalise, steps=group["ns_steps"], dtype=group["ns_dtype"])
@@ -315,7 +438,7 @@ class MuonClip(torch.optim.Optimizer):
             self._count(squares, piece.parameter, total * scale**2, update.numel())
 
     def _count(self, squares: dict[str, Tensor], parameter: Tensor, total: Tensor, elements: int) -> None:
-        spec = self._spec_of[id(parameter)]
+        spec = self._spec_of[parameter]
         squares[f"{spec.route}.{spec.role}"] += torch.tensor([float(total), elements], dtype=torch.float64)
 
     def _adamw(self, group: dict[str, Any], squares: dict[str, Tensor]) -> None:

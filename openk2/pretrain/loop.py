@@ -39,7 +39,7 @@ from openk2.plan.flops import plan_flops
 from openk2.protocols import Message
 from openk2.train.batch import MicroBatch, supervised
 from openk2.train.loop import Plan, StepInput, fit
-from openk2.train.session import fresh_model, make_optimizer, open_run, set_compute
+from openk2.train.session import fresh_model, make_optimizer, open_run, refuse_beyond_memory, set_compute
 from openk2.train.state import whole_state
 from openk2.train.validation import copy_loss, mean_loss
 
@@ -55,6 +55,7 @@ def pretrain(config: PretrainConfig, path: Path, console: Console, world: World 
     """
     train = config.train
     world.agree(lambda: refuse_unavailable(config.parallel))
+    refuse_beyond_memory(config.model, world.size)
     if config.data.path is not None:
         existing(config.data.path)  # a misspelt path is refused before kernels are compiled
     folder, dtype = open_run(

@@ -22,8 +22,9 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -67,19 +68,39 @@ class Finding:
 
 def check(adapter: Adapter, parts: Iterable[str] = PARTS) -> list[Finding]:
     """Every check of the parts that the optimizer claims to have; an error of the adapter's is a failed check."""
-    checks = {"muon": _muon, "stacks": _stacks, "guards": _guards, "accumulation": _accumulation, "clip": _clip}
-    unknown = set(parts) - set(checks)
-    if unknown:
-        raise ValueError(f"parts: saw {sorted(unknown)[0]!r}, expected some of {', '.join(PARTS)}")
-    found: list[Finding] = []
-    for part in parts:
-        for one in checks[part]:
+    parts = [parts] if isinstance(parts, str) else list(parts)
+    unknown = set(parts) - set(PARTS)
+    if unknown or not parts:
+        seen = repr(min(unknown)) if unknown else "none"
+        raise ValueError(f"parts: saw {seen}, expected some of {', '.join(PARTS)}")
+    return [run(adapter) for part in parts for run in _CHECKS[part]]
+
+
+class Measured(NamedTuple):
+    """What a check found; see `Finding`."""
+
+    saw: float
+    limit: float
+    why: str
+
+
+_CHECKS: dict[str, list[Callable[[Adapter], Finding]]] = {part: [] for part in PARTS}
+
+
+def _check(part: str, name: str) -> Callable[[Callable[[Adapter], Measured]], Callable[[Adapter], Finding]]:
+    """One of the part's checks, in the order in which they stand below."""
+
+    def register(measure: Callable[[Adapter], Measured]) -> Callable[[Adapter], Finding]:
+        def run(adapter: Adapter) -> Finding:
             try:
-                found.append(one(adapter))
+                return Finding(part, name, *measure(adapter))
             except Exception as error:  # the optimizer under test may do anything
-                name = one.__name__.removeprefix("_").replace("_", " ")
-                found.append(Finding(part, name, math.nan, 0.0, f"{type(error).__name__}: {error}"))
-    return found
+                return Finding(part, name, math.nan, 0.0, f"{type(error).__name__}: {error}")
+
+        _CHECKS[part].append(run)
+        return run
+
+    return register
 
 
 def same(adapter: Adapter, other: Adapter) -> list[Finding]:
@@ -121,7 +142,8 @@ def _update(adapter: Adapter, problem: Problem, steps: Steps) -> Tensor:
     return adapter(problem, steps)["weight"].double() - problem.parameters["weight"].double()
 
 
-def _directions(adapter: Adapter) -> Finding:
+@_check("muon", "the update is orthogonal")
+def _directions(adapter: Adapter) -> Measured:
     """One step without momentum or decay: singular vectors are the gradient's, singular values the polynomial's."""
     problem = matrix_problem(12, 20, momentum=0.0, weight_decay=0.0, lr=1.0)
     steps = random_steps(problem, 1)
@@ -132,10 +154,11 @@ def _directions(adapter: Adapter) -> Finding:
     spread = float((seen.diagonal() / size - 1).abs().max())
     why = "singular values are not alike: is Newton-Schulz run at all?" if spread > 0.4 else "singular vectors moved"
     leak = float((seen - seen.diagonal().diag()).abs().max() / size)
-    return Finding("muon", "the update is orthogonal", _worst((leak, spread - 0.4)), 0.05, why)
+    return Measured(_worst((leak, spread - 0.4)), 0.05, why)
 
 
-def _size(adapter: Adapter) -> Finding:
+@_check("muon", "its size is 0.2 sqrt(max(rows, columns))")
+def _size(adapter: Adapter) -> Measured:
     """The update's root mean square is `update_rms` whatever the shape (Moonlight's match)."""
     ratios = []
     for shape in ((12, 20), (40, 10), (10, 40), (16, 16)):
@@ -144,10 +167,11 @@ def _size(adapter: Adapter) -> Finding:
         ratios.append(float(_update(adapter, problem, random_steps(problem, 1)).norm() / expected.norm()))
     worst = max(ratios, key=lambda ratio: math.inf if math.isnan(ratio) else abs(math.log(max(ratio, 1e-9))))
     why = f"the update is {worst:.2f} times 0.2 sqrt(max(rows, columns)) of an orthogonal matrix"
-    return Finding("muon", "its size is 0.2 sqrt(max(rows, columns))", abs(worst - 1), TOLERANCE, why)
+    return Measured(abs(worst - 1), TOLERANCE, why)
 
 
-def _three_steps(adapter: Adapter) -> Finding:
+@_check("muon", "three steps are the reference's")
+def _three_steps(adapter: Adapter) -> Measured:
     """Momentum, decay and scale together, against the reference, with Nesterov's look-ahead or without."""
     problem = matrix_problem(12, 20)
     steps = random_steps(problem, 3)
@@ -166,22 +190,20 @@ def _three_steps(adapter: Adapter) -> Finding:
         other = replace(problem, settings=settings)
         if _relative(found - reference(other, steps)["weight"], expected - start) < TOLERANCE:
             why = f"these are the steps of {name}"
-    return Finding(
-        "muon", "three steps are the reference's", _relative(found - expected, expected - start), TOLERANCE, why
-    )
+    return Measured(_relative(found - expected, expected - start), TOLERANCE, why)
 
 
-def _decay_alone(adapter: Adapter) -> Finding:
+@_check("muon", "a zero gradient leaves decay alone to act")
+def _decay_alone(adapter: Adapter) -> Measured:
     problem = matrix_problem(12, 20, lr=0.1, weight_decay=0.5)
     zero = [[Micro({"weight": torch.zeros(12, 20)})]]
     expected = problem.parameters["weight"] * 0.95
     found = adapter(problem, zero)["weight"]
-    return Finding(
-        "muon", "a zero gradient leaves decay alone to act", _relative(found - expected, expected), EXACT, "not lr * wd"
-    )
+    return Measured(_relative(found - expected, expected), EXACT, "not lr * wd")
 
 
-def _each_by_itself(adapter: Adapter) -> Finding:
+@_check("stacks", "each matrix of a stack by itself")
+def _each_by_itself(adapter: Adapter) -> Measured:
     """A stack moves as its matrices, each given alone; they differ in size, so that a neighbour would be felt."""
     problem = matrix_problem(4, 16, 8, weight_decay=0.0)
     sizes = torch.tensor([1e-3, 1.0, 1e3, 30.0])[:, None, None]
@@ -193,10 +215,11 @@ def _each_by_itself(adapter: Adapter) -> Finding:
     distances = [_relative(f - e, e) for f, e in zip(found, expected, strict=True)]
     as_one = _relative(found / found.norm() - across / across.norm(), across / across.norm())
     why = "orthogonalised across the expert axis, as one tall matrix" if as_one < 0.1 else "matrices of a stack mix"
-    return Finding("stacks", "each matrix of a stack by itself", _worst(distances), TOLERANCE, why)
+    return Measured(_worst(distances), TOLERANCE, why)
 
 
-def _gradient_scale(adapter: Adapter) -> Finding:
+@_check("guards", "the size of the gradient does not matter")
+def _gradient_scale(adapter: Adapter) -> Measured:
     """The same step from gradients a trillion times smaller or larger."""
     problem = matrix_problem(12, 20, weight_decay=0.0)
     plain = _update(adapter, problem, random_steps(problem, 2))
@@ -206,10 +229,11 @@ def _gradient_scale(adapter: Adapter) -> Finding:
     }
     worst = max(distances, key=lambda scale: math.inf if math.isnan(distances[scale]) else distances[scale])
     why = f"gradients of size {worst:.0e} give another step: an epsilon or a clip counts"
-    return Finding("guards", "the size of the gradient does not matter", distances[worst], TOLERANCE, why)
+    return Measured(distances[worst], TOLERANCE, why)
 
 
-def _non_finite(adapter: Adapter) -> Finding:
+@_check("guards", "a step that is not finite is left out")
+def _non_finite(adapter: Adapter) -> Measured:
     """A step with nan in it changes nothing: neither the weights nor what the next step does."""
     problem = matrix_problem(12, 20)
     first, second = random_steps(problem, 2)
@@ -219,10 +243,11 @@ def _non_finite(adapter: Adapter) -> Finding:
     expected = adapter(problem, [first, second])["weight"]
     found = adapter(problem, [first, [Micro(bad)], second])["weight"]
     why = "nan reached the momentum or the weights"
-    return Finding("guards", "a step that is not finite is left out", _relative(found - expected, expected), 0.0, why)
+    return Measured(_relative(found - expected, expected), 0.0, why)
 
 
-def _micro_batches(adapter: Adapter) -> Finding:
+@_check("accumulation", "micro-batches add up to the large batch")
+def _micro_batches(adapter: Adapter) -> Measured:
     """Four micro-batches are the step that their sum is."""
     problem = matrix_problem(12, 20)
     many = random_steps(problem, 2, micro_batches=4)
@@ -230,7 +255,7 @@ def _micro_batches(adapter: Adapter) -> Finding:
     plain = _update(adapter, problem, sums)
     why = "micro-batches are orthogonalised one by one"
     distance = _relative(_update(adapter, problem, many) - plain, plain)
-    return Finding("accumulation", "micro-batches add up to the large batch", distance, TOLERANCE, why)
+    return Measured(distance, TOLERANCE, why)
 
 
 @dataclass(frozen=True)
@@ -297,7 +322,8 @@ def _maxima(problem: Problem) -> list[Tensor]:
     return [layer.max_scores(problem.parameters) for layer in problem.attention]
 
 
-def _comes_to_tau(adapter: Adapter) -> Finding:
+@_check("clip", "clipped heads come to tau, the others stay")
+def _comes_to_tau(adapter: Adapter) -> Measured:
     """With learning rate 0, the same inputs' maxima afterwards: tau for clipped heads, unchanged for the others."""
     problem, _ = attention_problem()
     seen, after = _clipped(adapter, problem, clip_steps(problem, problem.attention))
@@ -305,12 +331,11 @@ def _comes_to_tau(adapter: Adapter) -> Finding:
     before = torch.stack(_maxima(problem))
     again = torch.stack([layer.max_scores(after) for layer in problem.attention])
     wrong = ((again - before.clamp(max=problem.settings.tau)) / problem.settings.tau).abs().max()
-    return Finding(
-        "clip", "clipped heads come to tau, the others stay", float(wrong), EXACT, _explain(adapter, problem, seen)
-    )
+    return Measured(float(wrong), EXACT, _explain(adapter, problem, seen))
 
 
-def _right_rows(adapter: Adapter) -> Finding:
+@_check("clip", "the right rows by the right powers")
+def _right_rows(adapter: Adapter) -> Measured:
     """sqrt(gamma) on query and key, gamma on the rotary query, nothing on values and the shared rotary key."""
     problem, _ = attention_problem()
     seen, _ = _clipped(adapter, problem, clip_steps(problem, problem.attention))
@@ -324,10 +349,11 @@ def _right_rows(adapter: Adapter) -> Finding:
     ]
     names = ("query rows", "rotary query rows", "key rows", "value rows", "the shared rotary key")
     why = "; ".join(f"{name} are off by {float(w):.2f}" for name, w in zip(names, wrong, strict=True) if w > EXACT)
-    return Finding("clip", "the right rows by the right powers", float(torch.stack(wrong).max()), EXACT, why)
+    return Measured(float(torch.stack(wrong).max()), EXACT, why)
 
 
-def _all_micro_batches(adapter: Adapter) -> Finding:
+@_check("clip", "maxima over all micro-batches")
+def _all_micro_batches(adapter: Adapter) -> Measured:
     """The maximum is over all micro-batches, whichever holds it."""
     problem, second = attention_problem()
     together = torch.stack(
@@ -340,10 +366,11 @@ def _all_micro_batches(adapter: Adapter) -> Finding:
         found = adapter(problem, clip_steps(problem, *batches))
         distances += [_relative(found[name] - expected[name], expected[name]) for name in expected]
     why = "only one micro-batch's maxima count"
-    return Finding("clip", "maxima over all micro-batches", _worst(distances), EXACT, why)
+    return Measured(_worst(distances), EXACT, why)
 
 
-def _after_each_update(adapter: Adapter) -> Finding:
+@_check("clip", "every step clips, after its update")
+def _after_each_update(adapter: Adapter) -> Measured:
     """Two large steps: both times QK-Clip scales what the update has made."""
     problem, steps = moving_problem()
     expected = reference(problem, steps)
@@ -353,24 +380,18 @@ def _after_each_update(adapter: Adapter) -> Finding:
     distance = _worst(_relative(found[name] - expected[name], moved[name]) for name in expected)
     as_once = _worst(_relative(found[name] - once[name], moved[name]) for name in expected)
     why = "only the first step clips" if as_once < TOLERANCE else "clipped before the update, or not in every step"
-    return Finding("clip", "every step clips, after its update", distance, TOLERANCE, why)
+    return Measured(distance, TOLERANCE, why)
 
 
-def _non_finite_score(adapter: Adapter) -> Finding:
+@_check("clip", "a score that is not finite is left out with its step")
+def _non_finite_score(adapter: Adapter) -> Measured:
     """A step in which one score is not finite changes nothing."""
     problem, (first, second) = moving_problem()
     bad = [replace(m, max_scores=[s.index_fill(0, torch.tensor([1]), torch.nan) for s in m.max_scores]) for m in first]
     expected, found = adapter(problem, [first, second]), adapter(problem, [first, bad, second])
     distance = _worst(_relative(found[name] - value, value) for name, value in expected.items())
     why = "a score that is no number reached the weights or the momentum"
-    return Finding("clip", "a score that is not finite is left out with its step", distance, 0.0, why)
-
-
-_muon = (_directions, _size, _three_steps, _decay_alone)
-_stacks = (_each_by_itself,)
-_guards = (_gradient_scale, _non_finite)
-_accumulation = (_micro_batches,)
-_clip = (_comes_to_tau, _right_rows, _all_micro_batches, _after_each_update, _non_finite_score)
+    return Measured(distance, 0.0, why)
 
 
 def golden() -> list[dict[str, object]]:
@@ -412,7 +433,10 @@ def _main() -> None:
     parser.add_argument("--golden", metavar="FILE", help="write golden steps as JSON instead")
     arguments = parser.parse_args()
     if arguments.golden:
-        write_atomic(arguments.golden, json.dumps(golden()) + "\n")
+        try:
+            write_atomic(arguments.golden, json.dumps(golden()) + "\n")
+        except OSError as error:
+            parser.exit(2, f"error: {arguments.golden}: {error.strerror}\n")
         return
     for name, adapter, parts in ALL:
         findings = check(adapter, parts)

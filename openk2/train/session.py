@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ from openk2.optim.audit import audit, totals
 from openk2.optim.muonclip import MuonClip
 from openk2.optim.placement import WHOLE
 from openk2.parallel.world import ALONE, World
+from openk2.plan.parameters import plan_parameters
 from openk2.protocols import Placement
 from openk2.train.precision import DTYPES, choose_dtype
 from openk2.version import __version__
@@ -110,6 +112,22 @@ def set_compute(model: Model, train: TrainConfig, console: Console) -> None:
         raise ValueError("train.attention: saw flex on the CPU, where it has no backward pass; expected tiled or sdpa")
     model.attention, model.recompute = chosen, train.recompute == "selective"
     console.line(f"attention: {chosen}; recompute: {train.recompute}")
+
+
+def refuse_beyond_memory(config: ModelConfig, processes: int = 1) -> None:
+    """ValueError where not even weights, gradients and momentum in fp32 fit into this machine's memory.
+
+    Of `processes` sharing a run each makes the whole weights first, and keeps its part of the rest.
+    """
+    total = plan_parameters(config).total
+    needed = 4 * total * processes + 8 * total
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        raise ValueError(
+            f"model: saw {total:,} parameters, whose weights, gradients and momentum take {needed / 1e9:,.0f} GB "
+            f"before any activation, expected at most this machine's {memory / 1e9:,.0f} GB; choose a smaller preset "
+            "or make it smaller with --model.* settings"
+        )
 
 
 def fresh_model(config: ModelConfig, seed: int, compute_dtype: torch.dtype) -> Model:

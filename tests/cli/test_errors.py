@@ -82,6 +82,9 @@ MISTAKES = {
     "pretrain tiny --parallel.dp 2 --zero 1": "parallel.zero: saw 1 with engine fsdp, where it would change nothing",
     "audit-optimizer tiny --engine zero": "invalid choice: 'zero'",
     "audit-optimizer tiny --engine deepspeed --processes 5": "--processes: saw 5",
+    "audit-optimizer tiny --processes 0": "--processes: saw it without --engine",
+    "audit-optimizer tiny --data.path x": "saw --data.path, expected settings of model and optim",
+    "pretrain k2_1t": "saw 1,026,408,232,448 parameters",
     "speedrun smok": "invalid choice: 'smok'",
     "speedrun smoke --rl.group_size 1": "rl.group_size: saw 1, expected at least 2",
     "speedrun smoke --bogus": "--bogus: saw an unknown option",
@@ -236,3 +239,9 @@ def test_the_module_is_the_command() -> None:
         [sys.executable, "-m", "openk2", "params", "tinny"], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
+
+
+def test_output_that_nobody_reads_to_its_end_is_no_error():
+    command = f"set -o pipefail; {sys.executable} -m openk2 audit-optimizer k2_1t | head -1"
+    ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert ended.stderr == "" and ended.returncode in (0, 141) and ended.stdout.count("\n") == 1

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import math
+import pickle
+from typing import Any
+
 import pytest
 import torch
 from small_training import SMALL, batch, build, make_muonclip, same_tensors, silent_console, snapshot, take_step
@@ -377,28 +382,173 @@ def test_adamws_parameters_may_all_be_without_gradients():
     assert not torch.equal(model.weight, before)
 
 
-def test_position_tables_and_norms_do_not_mislead_the_routes():
-    model = nn.ModuleDict(
+def char_gpt(vocabulary: int = 65, positions: int = 256, width: int = 16) -> nn.ModuleDict:
+    """A table of positions larger than the vocabulary, as in any character-level model."""
+    return nn.ModuleDict(
         {
-            "token": nn.Embedding(500, 16),
-            "position": nn.Embedding(32, 16),
-            "up": nn.Linear(16, 32, bias=False),
-            "norm": nn.LayerNorm((4, 16)),
-            "head": nn.Linear(16, 500, bias=False),
+            "token": nn.Embedding(vocabulary, width),
+            "position": nn.Embedding(positions, width),
+            "up": nn.Linear(width, 4 * width, bias=False),
+            "norm": nn.LayerNorm((4, width)),
+            "head": nn.Linear(width, vocabulary, bias=False),
         }
     )
+
+
+def routes(model: nn.Module, **options: Any) -> dict[str, str]:
+    return {s.name: s.role for s in MuonClip.from_module(model, **options).specs}
+
+
+def test_position_tables_and_norms_do_not_mislead_the_routes():
+    model = char_gpt()
     model.register_parameter("class_token", nn.Parameter(torch.zeros(1, 1, 16)))
-    assert [s.name for s in MuonClip.from_module(model).specs if s.route == "muon"] == ["up.weight"]
+    expected = {"up.weight": "matrix", "head.weight": "head", "class_token": "vector", "norm.weight": "vector"}
+    assert expected.items() <= routes(model).items()
+
+
+@pytest.mark.parametrize("sizes", [{"positions": 64}, {"vocabulary": 64}])
+def test_where_several_layers_could_be_the_head_it_asks(sizes):
+    model = char_gpt(**sizes)
+    with pytest.raises(ValueError, match=r"saw 2 linear layers .* up.weight, head.weight; expected one"):
+        MuonClip.from_module(model)
+    assert routes(model, adamw=["head"])["up.weight"] == "matrix"
+    assert routes(model, adamw=["head"])["head.weight"] == "head"
+    assert routes(model, adamw=["token"])["head.weight"] == "matrix"  # there is no head
+
+
+def test_a_tied_head_is_known_and_answers_to_both_names():
+    model = char_gpt(vocabulary=64)
+    model["head"].weight = model["token"].weight
+    for named in ([], ["head"], ["head.weight"], ["token"]):
+        found = routes(model, adamw=named)
+        assert found["token.weight"] == "embedding" and found["up.weight"] == "matrix" and "head.weight" not in found
+
+
+def test_a_compiled_model_keeps_its_names():
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 4))
+    assert routes(torch.compile(model), adamw=["1"]) == routes(model, adamw=["1"])
+
+
+def test_stacks_outside_a_convolution_are_to_be_declared():
+    model = nn.ModuleDict({"conv": nn.Conv2d(4, 8, 3), "gain": nn.ParameterList([nn.Parameter(torch.ones(()))])})
+    model.register_parameter("experts", nn.Parameter(torch.randn(4, 16, 6)))
+    with pytest.raises(ValueError, match=r"experts: saw shape \(4, 16, 6\) outside a convolution"):
+        MuonClip.from_module(model)
+    optimizer = MuonClip.from_module(model, matrices={"experts": (8, 8, 6)})
+    assert {s.name: s.matrices for s in optimizer.specs if s.route == "muon"} == {
+        "experts": (8, 8, 6),
+        "conv.weight": (1, 8, 36),
+    }
+    assert routes(model, adamw=["experts"])["gain.0"] == "vector"
+    with pytest.raises(ValueError, match=r"matrices: saw 'expert', .*; did you mean experts"):
+        MuonClip.from_module(model, matrices={"expert": (8, 8, 6)})
+
+
+def test_what_is_no_model_is_refused_with_what_to_do():
+    model = nn.Linear(4, 4)
+    for wrong, said in (
+        (lambda: MuonClip.from_module(model.parameters()), "give it the model itself"),
+        (lambda: MuonClip(model.parameters()), r"use MuonClip.from_module\(model\)"),
+        (lambda: MuonClip.from_module(model, adamw="weight"), r"write \['weight'\]"),
+        (lambda: MuonClip.from_module(nn.LazyLinear(4)), "run one forward pass first"),
+        (lambda: MuonClip.from_module(model.requires_grad_(False)), "require_muon=False"),
+        (lambda: MuonClip([spec(nn.Parameter(torch.randn(4, 4, dtype=torch.complex64)))]), "saw complex numbers"),
+        (lambda: MuonClip([spec(model.weight), spec(model.weight)]), "2 specs of 1 parameters"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            wrong()
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("lr", (-1, math.nan, "1e-3", None, True, torch.tensor(0.1))),
+        ("weight_decay", (-0.1, "a", math.inf)),
+        ("momentum", (1.5, 1, -1, "x")),
+        ("ns_steps", (0, -1, 2.5)),
+        ("ns_dtype", ("bf16", torch.int32)),
+        ("update_rms", (-1, 0)),
+        ("adam_betas", (0.9, (0.9,), (1.5, 0.9), None)),
+        ("adam_eps", (-1, 0)),
+        ("adam_grad_clip", (-1,)),
+        ("adam_lr_scale", (-1,)),
+        ("qk_clip_tau", (0, -5, math.nan, "x")),
+    ],
+)
+def test_a_setting_that_no_step_could_be_made_with_is_refused(name, values):
+    for value in values:
+        with pytest.raises(ValueError, match=r"MuonClip: \w+: saw .*, expected"):
+            MuonClip.from_module(nn.Linear(4, 4), **{name: value})
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
+def test_a_copy_goes_on_as_the_original(copied):
+    model = build()
+    optimizer = make_muonclip(model)
+    scores = torch.full((3, 2), 150.0)
+    give_gradients(model)
+    optimizer.step(max_scores=scores)
+    other, other_optimizer = copied((model, optimizer))
+    for each, its_optimizer in ((model, optimizer), (other, other_optimizer)):
+        give_gradients(each)
+        its_optimizer.step(max_scores=scores)
+    same_tensors(snapshot(model), snapshot(other))
+
+
+def test_state_of_other_parameters_is_refused():
+    def made(*sizes: int, order: str = "ab") -> MuonClip:
+        model = nn.ModuleDict({name: nn.Linear(*sizes, bias=False) for name in order})
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        optimizer = MuonClip.from_module(model)
+        optimizer.step()
+        return optimizer
+
+    saved = made(4, 6).state_dict()
+    made(4, 6).load_state_dict(saved)
+    for other, said in (
+        (made(4, 7), r"a.weight: saw state of shape \(6, 4\), expected \(7, 4\)"),
+        (made(4, 6, order="ba"), "saw a.weight by muon, expected b.weight by muon"),
+        (made(4, 6, order="abc"), "saw nothing more, expected c.weight"),
+    ):
+        before = copy.deepcopy(other.state_dict())
+        with pytest.raises(ValueError, match=said):
+            other.load_state_dict(saved)
+        assert str(before) == str(other.state_dict())
+    for wrong in ({"a": 1}, torch.optim.AdamW([nn.Parameter(torch.ones(2))]).state_dict()):
+        with pytest.raises(ValueError, match="it is another model's"):
+            made(4, 6).load_state_dict(wrong)
+
+
+def test_what_became_of_a_parameter_is_told_before_anything_changes():
+    model = nn.ModuleDict({"w": nn.Linear(8, 8), "table": nn.Embedding(9, 8, sparse=True)})
+    optimizer = MuonClip.from_module(model)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    before = snapshot(model)
+    model["table"].weight.grad = model["table"].weight.grad.to_sparse()
+    with pytest.raises(ValueError, match="table.weight: saw a sparse gradient"):
+        optimizer.step()
+    same_tensors(before, snapshot(model))
+    model["table"].weight.grad = None
+    model["w"].weight.data = model["w"].weight.data.T.contiguous().T
+    with pytest.raises(ValueError, match="w.weight: saw a parameter that is not contiguous"):
+        optimizer.step()
+    model.to(torch.bfloat16)
+    model["w"].weight.grad = torch.randn(8, 8, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="w.weight: saw a gradient in torch.bfloat16 and state in torch.float32"):
+        optimizer.step()
 
 
 def test_a_vocabulary_as_large_as_the_model_is_wide_does_not_give_all_of_it_to_adamw():
     names = ("query", "key", "down", "head")
     model = nn.ModuleDict({"table": nn.Embedding(64, 64), **{name: nn.Linear(64, 64, bias=False) for name in names}})
-    with pytest.raises(ValueError, match=r"saw 4 linear layers .* \(64\): query.weight, .*, \.\.\.; expected one"):
+    with pytest.raises(ValueError, match=r"saw 4 linear layers .* query.weight, .*, \.\.\.; expected one"):
         MuonClip.from_module(model)
-    routes = {s.name: (s.route, s.role) for s in MuonClip.from_module(model, adamw=["head"]).specs}
-    assert routes["head.weight"] == ("adamw", "head") and routes["table.weight"] == ("adamw", "embedding")
-    assert all(routes[f"{name}.weight"] == ("muon", "matrix") for name in names[:3])
+    found = routes(model, adamw=["head"])
+    assert found["head.weight"] == "head" and found["table.weight"] == "embedding"
+    assert all(found[f"{name}.weight"] == "matrix" for name in names[:3])
 
 
 def test_a_step_without_maxima_is_refused_where_there_is_a_clip_to_do():

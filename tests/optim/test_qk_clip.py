@@ -7,17 +7,18 @@ from typing import Any
 import pytest
 import torch
 from small_training import SMALL, batch, build, make_muonclip, snapshot, take_step
-from torch import Tensor
+from torch import Tensor, nn
 
 from openk2.data.batch import Batch
 from openk2.model import mla
 from openk2.model.model import Model
 from openk2.ops.attention import reference_attention
 from openk2.ops.attention_backends import BACKENDS
+from openk2.optim.muonclip import MuonClip
 from openk2.optim.qk_clip import qk_clip_
 from openk2.parallel.placement import Flattened
 from openk2.parallel.world import World
-from openk2.protocols import QKGroup
+from openk2.protocols import ParameterSpec, QKGroup
 from openk2.train.batch import supervised
 
 NOPE, ROPE, VALUE, HEADS = SMALL.qk_nope_head_dim, SMALL.qk_rope_head_dim, SMALL.v_head_dim, SMALL.num_attention_heads
@@ -202,8 +203,31 @@ def test_maxima_of_other_heads_and_keys_of_other_heads_are_refused():
     optimizer = make_muonclip(model)
     with pytest.raises(ValueError, match=r"max_scores of shape \(1, 8\), expected \[layers, heads\] \(3, 2\)"):
         optimizer.step(max_scores=torch.ones(1, 8))
-    with pytest.raises(ValueError, match="8 query rows and 4 key rows"):
-        QKGroup.multi_head("a", torch.randn(8, 3), torch.randn(4, 3), num_heads=4)
+    for given in ([[1.0]], 3.0):
+        with pytest.raises(ValueError, match="expected a tensor"):
+            optimizer.step(max_scores=given)
+    query, key = (nn.Parameter(torch.randn(8, 3)) for _ in range(2))
+    for make, said in (
+        (lambda: QKGroup.multi_head("a", query, torch.randn(4, 3), num_heads=4), "8 query rows and 4 key rows"),
+        (lambda: QKGroup.shared_key("a", query, num_heads=3), "8 rows, expected 3 heads of 2"),
+        (lambda: QKGroup.shared_key("a", query, num_heads=0), "saw num_heads 0"),
+        (lambda: QKGroup.multi_head("a", query, key, num_heads="4"), "saw num_heads '4'"),
+        (
+            lambda: QKGroup.latent("a", query, key, num_heads=5, nope_dim=4, rope_dim=4, value_dim=4),
+            "8 rows, expected 5 heads of 8",
+        ),
+    ):
+        with pytest.raises(ValueError, match=said):
+            make()
+    specs = [ParameterSpec(name, p, "muon", "attention", (1, 8, 3)) for name, p in (("q", query), ("k", key))]
+    four = QKGroup.multi_head("four", query, key, num_heads=4)
+    for groups, said in (
+        ([four, QKGroup.shared_key("eight", query, num_heads=8)], "eight: saw 8 heads, expected 4 as in four"),
+        ([QKGroup.multi_head("twice", query, query, num_heads=4)], "twice: saw rows that are clipped twice"),
+        ([QKGroup.shared_key("other", torch.randn(8, 3), num_heads=4)], "other: saw a weight that no spec declares"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            MuonClip(specs, groups)
 
 
 @pytest.mark.parametrize("processes", [2, 3, 5, 40])

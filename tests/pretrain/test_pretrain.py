@@ -15,14 +15,17 @@ from small_training import SMALL, same_tensors, silent_console
 
 from openk2.chat.tokenizer import Tokenizer
 from openk2.checkpoint.native import load_latest
+from openk2.config import MODEL_PRESETS
 from openk2.config.run import DataConfig, OptimConfig, PretrainConfig, TrainConfig
 from openk2.config.serialize import from_dict
 from openk2.data.loader import PretrainLoader, validation_batches
 from openk2.data.prepare import load_manifest
 from openk2.model.model import Model
 from openk2.observe.metrics import read_metrics
+from openk2.plan.parameters import plan_parameters
 from openk2.pretrain import pretrain
 from openk2.pretrain.loop import _Source
+from openk2.pretrain.report import write_page
 from openk2.train import loop, session
 from openk2.train.step import train_step
 
@@ -104,6 +107,14 @@ def test_tokenizer_and_data_are_kept_and_fit_each_other(run):
     assert tokenizer.decode(tokenizer.encode("river stone")) == "river stone"
 
 
+def test_its_page_shows_every_heads_logits_and_names_no_other_stage(run):
+    folder, config = run[0], run[1]
+    page = write_page(config, folder, "openk2 pretrain").read_text()
+    assert 'aria-label="Largest logit of every head' in page and 'aria-label="Training loss' in page
+    assert "Not in this report" not in page and "reinforcement" not in page.lower()
+    assert json.loads((folder / "report.json").read_text())["max_logit"] > 0
+
+
 def test_the_loss_falls_and_every_step_is_measured(run):
     folder, config, *_ = run
     found = read_metrics(folder / "metrics.jsonl")
@@ -179,6 +190,21 @@ def test_another_config_in_the_same_folder_is_refused_in_one_line(run, monkeypat
     with pytest.raises(ValueError, match=r"saw optim\.lr = 0\.02, expected 0\.01") as caught:
         pretrain(other, folder, silent_console()[0])
     assert "\n" not in str(caught.value)
+
+
+def test_a_model_beyond_this_machine_is_refused_before_anything_is_made(tmp_path: Path):
+    config = dataclasses.replace(make_config(tmp_path), model=MODEL_PRESETS["k2_1t"])
+    with pytest.raises(ValueError, match=r"1,026,408,232,448 parameters.* 12,317 GB .*; choose a smaller preset or"):
+        pretrain(config, tmp_path / "run", silent_console())
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_process_of_a_run_makes_the_whole_weights(monkeypatch):
+    params = plan_parameters(SMALL).total
+    monkeypatch.setattr(session.os, "sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": 16 * params}.get)
+    session.refuse_beyond_memory(SMALL, 2)
+    with pytest.raises(ValueError, match="weights, gradients and momentum"):
+        session.refuse_beyond_memory(SMALL, 3)
 
 
 def test_without_its_last_checkpoint_the_run_ends_the_same(run, tmp_path: Path, monkeypatch):

@@ -12,7 +12,7 @@ import torch
 def test_the_guides_snippets_run_one_after_the_other(repository: Path, capsys: Any) -> None:
     page = (repository / "docs" / "guides" / "muonclip.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     known: dict[str, Any] = {}
     for block in blocks:
         exec(block, known)  # our own page

@@ -142,6 +142,21 @@ def test_two_ways_to_run_one_optimizer_are_compared():
 def test_an_unknown_part_is_refused():
     with pytest.raises(ValueError, match="saw 'clips', expected some of muon"):
         kit.check(adapters.ours, ["clips"])
+    with pytest.raises(ValueError, match="saw none, expected some of muon"):
+        kit.check(adapters.ours, [])
+
+
+def test_parts_may_be_one_name_or_come_from_a_generator():
+    expected = [finding.name for finding in kit.check(adapters.ours, ["stacks"])]
+    for parts in ("stacks", (part for part in ["stacks"])):
+        assert [finding.name for finding in kit.check(adapters.ours, parts)] == expected
+
+
+def test_golden_steps_that_cannot_be_written_are_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["kit", "--golden", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        kit._main()
+    assert ended.value.code == 2 and capsys.readouterr().err.count("\n") == 1
 
 
 def test_golden_steps_are_plain_and_answered(tmp_path, monkeypatch):
