@@ -47,6 +47,28 @@ class Completion:
     experts: np.ndarray | None = None
 
 
+class Constraint(Protocol):
+    """What one sequence may be, token by token, within a number of tokens that was said when it was made."""
+
+    hopeless: bool  # nothing legal fits; no token may be drawn
+
+    def mask(self) -> np.ndarray:
+        """Bool [V]: the tokens that may come next."""
+        ...
+
+    def accept(self, token: int) -> int:
+        """Take a token that the mask allows; returns the one that stands, which may be another."""
+        ...
+
+
+class Grammar(Protocol):
+    """What sequences of one kind may be (`openk2.chat.grammar.TurnGrammar`)."""
+
+    def start(self, budget: int) -> Constraint:
+        """A sequence of at most `budget` tokens."""
+        ...
+
+
 class Generate(Protocol):
     """Batched generation: one completion per prompt, in order."""
 
@@ -56,8 +78,10 @@ class Generate(Protocol):
         params: SamplingParams,
         *,
         on_token: Callable[[int, int], None] | None = None,
+        grammars: Sequence[Grammar | None] | None = None,
     ) -> list[Completion]:
-        """`on_token(index, token_id)` is called as each token of sequence `index` is sampled."""
+        """`on_token(index, token_id)` is called as each token of sequence `index` is sampled; of `grammars`, one a
+        prompt, None lets a sequence be anything. Where nothing legal fits, a completion is empty and ends by length."""
         ...
 
 

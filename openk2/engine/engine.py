@@ -22,7 +22,7 @@ from torch import Tensor
 from openk2.engine.sampler import Sampler
 from openk2.model.model import Model
 from openk2.model.moe import Router
-from openk2.protocols import Completion, SamplingParams
+from openk2.protocols import Completion, Constraint, Grammar, SamplingParams
 
 PREFILL_TOKENS = 8192  # padded tokens of one prefill or scoring pass
 CATCH_UP_TOKENS = 1024  # padded tokens of one pass over the rests of continued prompts
@@ -53,6 +53,7 @@ class Engine:
         params: SamplingParams,
         *,
         on_token: Callable[[int, int], None] | None = None,
+        grammars: Sequence[Grammar | None] | None = None,
     ) -> list[Completion]:
         if params.max_new_tokens < 1:
             raise ValueError(f"engine: saw max_new_tokens {params.max_new_tokens}, expected at least 1")
@@ -63,19 +64,27 @@ class Engine:
         sampler = Sampler(
             len(prompts), max(limits), temperature=params.temperature, top_p=params.top_p, seed=params.seed
         )
+        stop_ids = frozenset(params.stop_ids)
+        drafts = [
+            _Draft(limit, stop_ids, grammar.start(limit) if grammar else None)
+            for limit, grammar in zip(limits, grammars or [None] * len(prompts), strict=True)
+        ]
         logits, experts = batch.begin()
-        drafts = [_Draft(limit, frozenset(params.stop_ids)) for limit in limits]
+        going = batch.keep(drafts)  # where nothing legal fits, nothing is drawn
+        logits, experts = logits[going], experts[:, going]
+        tokens = torch.empty(0, dtype=torch.int64)
         for draw in range(max(limits)):
-            tokens, log_probs = sampler(logits, batch.sequences, draw)
-            for row, index in enumerate(batch.sequences.tolist()):
-                drafts[index].add(int(tokens[row]), float(log_probs[row]), experts[:, row])
-                if on_token is not None:
-                    on_token(index, int(tokens[row]))
-            going = [row for row, index in enumerate(batch.sequences.tolist()) if not drafts[index].finish_reason]
-            batch.shrink(going)
             if not going:
                 break
-            logits, experts = batch.decode(tokens[going])
+            if draw:
+                logits, experts = batch.decode(tokens[going])
+            running = [drafts[index] for index in batch.sequences.tolist()]
+            tokens, log_probs = sampler(logits, batch.sequences, draw, _allowed(running, logits.shape[1]))
+            for row, (index, draft) in enumerate(zip(batch.sequences.tolist(), running, strict=True)):
+                tokens[row] = draft.add(int(tokens[row]), log_probs[row], experts[:, row])
+                if on_token is not None:
+                    on_token(index, int(tokens[row]))
+            going = batch.keep(drafts)
         self._kept = {
             (*prompts[index], *drafts[index].ids[:-1]): latents for index, latents in sorted(batch.ended.items())
         }
@@ -106,26 +115,40 @@ class Engine:
 
 
 class _Draft:
-    """What one sequence has sampled so far."""
+    """What one sequence has sampled so far, and what it may be."""
 
-    def __init__(self, limit: int, stop_ids: frozenset[int]) -> None:
-        self.limit, self.stop_ids = limit, stop_ids
+    def __init__(self, limit: int, stop_ids: frozenset[int], constraint: Constraint | None) -> None:
+        self.limit, self.stop_ids, self.constraint = limit, stop_ids, constraint
         self.ids: list[int] = []
         self.log_probs: list[float] = []
         self.experts: list[np.ndarray] = []
-        self.finish_reason = ""
+        self.finish_reason = "length" if constraint is not None and constraint.hopeless else ""
 
-    def add(self, token: int, log_prob: float, experts: Tensor) -> None:
+    def add(self, token: int, log_probs: Tensor, experts: Tensor) -> int:
+        """Take a sampled token, or what its constraint puts in its place, which is returned; log_probs [V]."""
+        if self.constraint is not None:
+            token = self.constraint.accept(token)
         self.ids.append(token)
-        self.log_probs.append(log_prob)
+        self.log_probs.append(float(log_probs[token]))
         self.experts.append(experts.numpy())
         if token in self.stop_ids:
             self.finish_reason = "stop"
         elif len(self.ids) == self.limit:
             self.finish_reason = "length"
+        return token
 
     def completion(self) -> Completion:
-        return Completion(tuple(self.ids), tuple(self.log_probs), self.finish_reason, np.stack(self.experts))
+        experts = np.stack(self.experts) if self.experts else None
+        return Completion(tuple(self.ids), tuple(self.log_probs), self.finish_reason, experts)
+
+
+def _allowed(running: Sequence[_Draft], vocabulary: int) -> Tensor | None:
+    """Bool [B, V], or None where everything is allowed to all."""
+    if all(draft.constraint is None for draft in running):
+        return None
+    everything = np.ones(vocabulary, dtype=bool)
+    masks = [everything if draft.constraint is None else draft.constraint.mask() for draft in running]
+    return torch.from_numpy(np.stack(masks))
 
 
 # The ids that were read -> their latents [n, C + r], one tensor a layer.
@@ -215,16 +238,18 @@ class _Batch:
         cache = [layer[:, :longest] for layer in self.cache]
         return self.model.decode(tokens[:, None], cache, self.lengths[:, None] - 1)
 
-    def shrink(self, going: list[int]) -> None:
-        """Keep the rows that go on; the others' latents are put by for the next call."""
+    def keep(self, drafts: Sequence[_Draft]) -> list[int]:
+        """Keep the rows whose drafts go on, which are returned; the others' latents are put by for the next call."""
+        going = [row for row, index in enumerate(self.sequences.tolist()) if not drafts[index].finish_reason]
         if len(going) == len(self.sequences):
-            return
+            return going
         for row in sorted(set(range(len(self.sequences))) - set(going)):
             length = int(self.lengths[row])
             self.ended[int(self.sequences[row])] = [layer[row, :length].clone() for layer in self.cache]
         index = torch.tensor(going, dtype=torch.int64)
         self.sequences, self.lengths = self.sequences[index], self.lengths[index]
         self.cache = [layer[index] for layer in self.cache]
+        return going
 
 
 def _longest_prefix(prompt: Sequence[int], kept: _Kept, most: int) -> tuple[int, ...]:

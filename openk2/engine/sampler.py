@@ -24,14 +24,16 @@ class Sampler:
         streams = [np.random.Generator(np.random.Philox(key=[seed, i])) for i in range(num_sequences)]
         self._uniform = torch.from_numpy(np.stack([stream.random(max_draws) for stream in streams]))
 
-    def __call__(self, logits: Tensor, sequences: Tensor, draw: int) -> tuple[Tensor, Tensor]:
-        """logits [B, V] of `sequences` int [B], whose token number `draw` this is.
+    def __call__(
+        self, logits: Tensor, sequences: Tensor, draw: int, allowed: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """logits [B, V] of `sequences` int [B], whose token number `draw` this is; bool `allowed` [B, V], none: all.
 
-        Returns the token ids [B] and their log-probabilities at temperature 1, fp32 [B].
+        Returns the token ids [B] and all log-probabilities at temperature 1, fp32 [B, V], whatever is allowed.
         """
         log_probs = logits.float().log_softmax(-1)
-        chosen = log_probs.argmax(-1) if self.temperature == 0 else self._draw(log_probs, sequences, draw)
-        return chosen, log_probs.gather(1, chosen[:, None]).squeeze(1)
+        open_to = log_probs if allowed is None else log_probs.masked_fill(~allowed, -torch.inf)
+        return open_to.argmax(-1) if self.temperature == 0 else self._draw(open_to, sequences, draw), log_probs
 
     def _draw(self, log_probs: Tensor, sequences: Tensor, draw: int) -> Tensor:
         probabilities = (log_probs / self.temperature).softmax(-1).double()

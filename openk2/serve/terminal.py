@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TextIO
 
 from openk2.chat.codec import Codec
+from openk2.chat.grammar import Lexicon, TurnGrammar
 from openk2.chat.parser import StreamParser
 from openk2.environments.environment import open_environment
 from openk2.environments.episode import run_tools
@@ -52,6 +53,7 @@ class Chat:
         self.system: list[Message] = [{"role": "system", "content": system}] if system else []
         self.messages: list[Message] = []
         self._styled = out.isatty()
+        self._lexicon = Lexicon(codec.tokenizer)
 
     def say(self, text: str) -> bool:
         """Answer `text`, running the tools that the model calls; False where it does not fit and was dropped."""
@@ -101,11 +103,15 @@ class Chat:
             seed=self.params.seed + len(self.messages) + round_number,
             stop_ids=self.codec.stop_ids,
         )
-        self.generate([prompt], params, on_token=show)
+        grammar = TurnGrammar(self._lexicon, self.environment.declarations(), first_call_index=self._num_calls())
+        self.generate([prompt], params, on_token=show, grammars=[grammar])
         message = parser.finish()
         if message.get("content"):
             self._print("\n")
         return message
+
+    def _num_calls(self) -> int:
+        return sum(len(message.get("tool_calls") or ()) for message in self.messages)
 
     def _prompt(self) -> list[int]:
         """The dialogue's ids; whole old turns are dropped from its front while it does not fit."""

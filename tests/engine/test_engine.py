@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
+from small_checkpoint import small_codec
 from small_training import SMALL, batch, build, make_muonclip, same_tensors, snapshot, take_step
 
+from openk2.chat.grammar import Lexicon, TurnGrammar
 from openk2.engine import Engine
 from openk2.engine import engine as engine_module
 from openk2.model.model import Model
@@ -292,3 +295,31 @@ def test_a_bf16_engine_keeps_its_routers_in_fp32():
     scores = engine.score([[*prompt, *c.ids] for prompt, c in zip(PROMPTS, found, strict=True)])
     for prompt, completion, row in zip(PROMPTS, found, scores, strict=True):
         np.testing.assert_allclose(row[len(prompt) - 1 :], completion.logprobs, atol=0.3)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_grammar_is_kept_by_a_model_that_knows_nothing(temperature):
+    """Beside sequences that may be anything, and one for which nothing legal fits."""
+    codec = small_codec()
+    engine = Engine(build(0, vocab_size=codec.tokenizer.vocab_size, initializer_range=0.4).eval())
+    parameters = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    tools = [{"type": "function", "function": {"name": "count", "parameters": parameters}}]
+    lexicon = Lexicon(codec.tokenizer)
+    required, far_too_long = (
+        TurnGrammar(lexicon, [dict(tool, function=dict(tool["function"], name=name)) for tool in tools], choice=name)
+        for name in ("count", "count" * 60)
+    )
+    params = SamplingParams(max_new_tokens=60, temperature=temperature, stop_ids=codec.stop_ids)
+    prompts = PROMPTS[:4]
+    found = engine(prompts, params, grammars=[None, required, far_too_long, required])
+    for completion in (found[1], found[3]):
+        message = codec.decode_message(completion.ids)
+        assert completion.finish_reason == "stop" and "malformed" not in message
+        [call] = message["tool_calls"]
+        assert call["id"] == "functions.count:0" and set(json.loads(call["function"]["arguments"])) >= {"n"}
+    assert (found[2].ids, found[2].finish_reason, found[2].experts) == ((), "length", None)
+    alone = engine(prompts, params)
+    assert_same(found[0], alone[0])
+    for index in (1, 3):  # the log-probabilities are the model's own
+        scored = engine.score([(*prompts[index], *found[index].ids)])[0][len(prompts[index]) - 1 :]
+        np.testing.assert_allclose(found[index].logprobs, scored, rtol=1e-3, atol=1e-3)

@@ -54,9 +54,19 @@ def test_log_probabilities_are_those_at_temperature_one():
     expected = ROW.log_softmax(0)
     for temperature, top_p in ((0.0, 1.0), (0.3, 1.0), (1.5, 0.6)):
         sampler = Sampler(50, 1, temperature=temperature, top_p=top_p, seed=0)
-        found, log_probs = sampler(ROW.expand(50, -1), torch.arange(50), 0)
+        _, log_probs = sampler(ROW.expand(50, -1), torch.arange(50), 0)
         assert log_probs.dtype == torch.float32
-        torch.testing.assert_close(log_probs, expected[found])
+        torch.testing.assert_close(log_probs, expected.expand(50, -1))
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(0.0, 1.0), (1.0, 1.0), (1.0, 0.5)])
+def test_what_is_not_allowed_is_never_drawn(temperature, top_p):
+    allowed = torch.zeros(200, len(ROW), dtype=torch.bool)
+    allowed[:, [0, 2]] = True
+    sampler = Sampler(200, 1, temperature=temperature, top_p=top_p, seed=0)
+    found, log_probs = sampler(ROW.expand(200, -1), torch.arange(200), 0, allowed)
+    assert set(found.tolist()) <= {0, 2}
+    torch.testing.assert_close(log_probs, ROW.log_softmax(0).expand(200, -1))  # of the model, not of what is left
 
 
 def test_temperature_zero_takes_the_largest_and_draws_nothing():

@@ -140,7 +140,7 @@ class BatchPolicy(ScriptedPolicy):
         super().__init__(codec, [gold_script(task) for task in tasks])
         self.tasks = tasks
 
-    def __call__(self, prompts: Any, params: Any, *, on_token: Any = None) -> Any:
+    def __call__(self, prompts: Any, params: Any, *, on_token: Any = None, grammars: Any = None) -> Any:
         first_prompts = {gold.id: codec_prompt(self.codec, gold) for gold in self.tasks}
         chosen = [
             next(

@@ -12,6 +12,7 @@ from openk2.protocols import (
     Completion,
     Environment,
     ExpectedCall,
+    Grammar,
     Message,
     SamplingParams,
     Task,
@@ -149,6 +150,7 @@ class ScriptedPolicy:
         params: SamplingParams,
         *,
         on_token: Callable[[int, int], None] | None = None,
+        grammars: Sequence[Grammar | None] | None = None,
     ) -> list[Completion]:
         self.prompts.append([tuple(prompt) for prompt in prompts])
         self.params.append(params)

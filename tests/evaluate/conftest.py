@@ -12,7 +12,7 @@ import pytest
 
 from openk2.chat import Codec, Tokenizer
 from openk2.evaluate.records import EvalSettings, Result
-from openk2.protocols import Completion, Generate, SamplingParams, Score
+from openk2.protocols import Completion, Generate, Grammar, SamplingParams, Score
 
 VOCAB = 512  # 256 bytes and K2's 256 control tokens: one token a byte
 
@@ -29,6 +29,7 @@ class Scripted:
         params: SamplingParams,
         *,
         on_token: Callable[[int, int], None] | None = None,
+        grammars: Sequence[Grammar | None] | None = None,
     ) -> list[Completion]:
         return [self._complete(prompt, params) for prompt in prompts]
 

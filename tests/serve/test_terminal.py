@@ -10,7 +10,7 @@ import pytest
 from small_checkpoint import small_codec
 from tool_dialogues import calls_message
 
-from openk2.protocols import Completion, Message, SamplingParams
+from openk2.protocols import Completion, Grammar, Message, SamplingParams
 from openk2.serve import terminal
 from openk2.serve.terminal import Chat, converse, prompt_lines
 
@@ -30,6 +30,7 @@ class Script:
         params: SamplingParams,
         *,
         on_token: Callable[[int, int], None] | None = None,
+        grammars: Sequence[Grammar | None] | None = None,
     ) -> list[Completion]:
         [prompt] = prompts
         self.prompts.append(CODEC.tokenizer.decode(prompt))

@@ -29,7 +29,7 @@ from openk2.evaluate.records import (
 )
 from openk2.evaluate.statistics import proportion
 from openk2.evaluate.task_files import load_set
-from openk2.protocols import Completion, Generate, Rollout, SamplingParams, Score, Task
+from openk2.protocols import Completion, Generate, Grammar, Rollout, SamplingParams, Score, Task
 
 ENVIRONMENT_FAILURE = "environment"  # the failure that says nothing about the policy
 PARTS = ("tool_correct", "arguments_valid", "answer_correct", "finished")
@@ -82,10 +82,12 @@ def within_context(generate: Generate, context_length: int) -> Generate:
         params: SamplingParams,
         *,
         on_token: Callable[[int, int], None] | None = None,
+        grammars: Sequence[Grammar | None] | None = None,
     ) -> list[Completion]:
         fits = [len(prompt) + params.max_new_tokens <= context_length for prompt in prompts]
         sent = [prompt for prompt, fit in zip(prompts, fits, strict=True) if fit]
-        answers = iter(generate(sent, params, on_token=on_token) if sent else [])
+        kept = None if grammars is None else [grammar for grammar, fit in zip(grammars, fits, strict=True) if fit]
+        answers = iter(generate(sent, params, on_token=on_token, grammars=kept) if sent else [])
         return [next(answers) if fit else Completion((), (), "length") for fit in fits]
 
     return bounded
