@@ -14,7 +14,7 @@ from openk2.config.run import SpeedrunConfig
 from openk2.config.serialize import to_dict
 from openk2.evaluate.statistics import Estimate, beyond_two_standard_errors, paired_difference
 from openk2.observe.memory import peak_rss_bytes
-from openk2.observe.metrics import StepRecord, read_metrics
+from openk2.observe.metrics import StepRecord, logit_figures, read_metrics
 from openk2.observe.run_folder import git_commit
 from openk2.plan.parameters import plan_parameters
 
@@ -53,8 +53,7 @@ def assemble(
             "rl": {domain: figures["bpb"] for domain, figures in last_domains.items()},
         },
         "tool_success": {name: _tool_figures(found) for name, found in results.items()},
-        "max_logit": max(record.max_logit or 0.0 for record in metrics["pretrain"]),
-        "clipped_heads": sum(record.clipped_heads or 0 for record in metrics["pretrain"]),
+        **logit_figures(metrics["pretrain"]),
         "stages": [_stage(stage, out) for stage in stages],
         "metrics": metrics,
         "synth": manifest,

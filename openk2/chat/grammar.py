@@ -16,14 +16,13 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum, auto
 from typing import Any
 
 import numpy as np
-from llguidance import LLMatcher, LLTokenizer
-from llguidance._tokenizer import TokenizerWrapper
+from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from openk2.chat import vocabulary as vocab
+from openk2.chat.parser import State
 from openk2.chat.template import CallId
 from openk2.chat.tokenizer import Tokenizer
 from openk2.protocols import ToolSpec
@@ -219,15 +218,6 @@ def _object(parameters: Any) -> dict[str, Any]:
     return {"type": "object", **parameters}
 
 
-class _State(Enum):
-    CONTENT = auto()
-    SECTION = auto()  # between calls
-    HEADER = auto()
-    ARGUMENTS = auto()
-    AFTER = auto()
-    DONE = auto()
-
-
 class Turn:
     """One sequence's turn: `mask` before a token is drawn, `accept` after. `hopeless` says that no legal turn fits."""
 
@@ -239,10 +229,12 @@ class Turn:
         )
         self._stops = (special[vocab.IM_END], special[vocab.EOS])
         self._grammar, self._lexicon = grammar, grammar.lexicon
-        self._state, self.remaining, self._num_calls = _State.CONTENT, budget, 0
+        self._state, self.remaining, self._num_calls = State.CONTENT, budget, 0
         self._candidates: list[tuple[_Tool, list[int]]] = []  # what is left of their ids
-        self._value = grammar.response.start() if grammar.response else None
-        self._ending: list[int] = list(grammar.response.shortest) if grammar.response else []
+        response = None if grammar.must_call else grammar.response
+        # The JSON being written, in a response or in arguments, and how it would end; without one, None.
+        self._value = response.start() if response else None
+        self._ending: list[int] = list(response.shortest) if response else []
         self._begun = False
         self.hopeless = budget < 1 or (
             not self._fitting(budget - 1) if grammar.must_call else len(self._ending) + bool(self._value) > budget
@@ -250,37 +242,34 @@ class Turn:
 
     @property
     def done(self) -> bool:
-        return self._state is _State.DONE
+        return self._state is State.DONE
 
     def mask(self) -> np.ndarray:
         """Bool [V]: the tokens that may come next."""
-        if self._state is _State.CONTENT and self._value is None and not self._grammar.must_call:
+        if self._state is State.CONTENT and self._value is None and not self._grammar.must_call:
             allowed = self._lexicon.text.copy()
             allowed[[*self._stops, *self._controls()]] = True
             return allowed
-        in_value = self._state is _State.ARGUMENTS or (self._state is _State.CONTENT and not self._grammar.must_call)
-        allowed = self._value.mask() if in_value and self._value else np.zeros(len(self._lexicon.text), dtype=bool)
+        allowed = np.zeros(len(self._lexicon.text), dtype=bool) if self._value is None else self._value.mask()
         allowed[self._controls()] = True
         return allowed
 
     def _controls(self) -> list[int]:
         """The tokens that the format itself has here."""
         state = self._state
-        if state is _State.CONTENT:
-            begin = [self._begin] if not self._value_begun() and self._fitting(self.remaining - 1) else []
+        if state is State.CONTENT:
+            answering = self._begun and self._value is not None
+            begin = [self._begin] if not answering and self._fitting(self.remaining - 1) else []
             return begin + ([self._stops[0]] if self._value is not None and self._value.complete else [])
-        if state is _State.SECTION:
+        if state is State.SECTION:
             more = self._num_calls == 0 or self._grammar.parallel
             return [self._call] * bool(more and self._fitting(self.remaining)) + [self._end] * (self._num_calls > 0)
-        if state is _State.HEADER:
+        if state is State.HEADER:
             return sorted({ids[0] if ids else self._argument for _, ids in self._candidates})
-        if state is _State.ARGUMENTS:
+        if state is State.ARGUMENTS:
             assert self._value is not None
             return [self._close] if self._value.complete else []
         return [self._stops[0]]
-
-    def _value_begun(self) -> bool:
-        return self._begun and self._value is not None
 
     def _fitting(self, budget: int) -> list[tuple[_Tool, list[int]]]:
         """The tools of which the shortest call and the end of the turn fit, each with its id's tokens."""
@@ -295,7 +284,7 @@ class Turn:
     def accept(self, token: int) -> int:
         """Take a token that `mask` allows, or the ending's next where it leaves too little; returns what stands."""
         assert not self.done and self.remaining > 0
-        if self._value is not None and self._lexicon.text[token] and self._state in (_State.CONTENT, _State.ARGUMENTS):
+        if self._value is not None and self._lexicon.text[token]:
             token = self._accept_in_value(token)
         else:
             self._accept_control(token)
@@ -305,7 +294,7 @@ class Turn:
 
     def _accept_in_value(self, token: int) -> int:
         assert self._value is not None
-        after = _AFTER_ARGUMENTS if self._state is _State.ARGUMENTS else 1
+        after = _AFTER_ARGUMENTS if self._state is State.ARGUMENTS else 1
         ahead = self._value.copy()
         ahead.advance(token)
         follows = bool(self._ending) and self._ending[0] == token
@@ -314,7 +303,7 @@ class Turn:
             self._value, self._ending = ahead, ending
             return token
         if not self._ending:  # complete, and nothing more fits
-            token = self._close if self._state is _State.ARGUMENTS else self._stops[0]
+            token = self._close if self._state is State.ARGUMENTS else self._stops[0]
             self._accept_control(token)
             return token
         token, *self._ending = self._ending
@@ -323,17 +312,17 @@ class Turn:
 
     def _accept_control(self, token: int) -> None:
         if token in self._stops:
-            self._state = _State.DONE
+            self._state = State.DONE
         elif token == self._begin:
-            self._state, self._value = _State.SECTION, None
+            self._state, self._value = State.SECTION, None
         elif token == self._call:
-            self._state, self._candidates = _State.HEADER, self._fitting(self.remaining)
-        elif token == self._argument and self._state is _State.HEADER:
+            self._state, self._candidates = State.HEADER, self._fitting(self.remaining)
+        elif token == self._argument and self._state is State.HEADER:
             tool = next(tool for tool, ids in self._candidates if not ids)
-            self._state, self._value, self._ending = _State.ARGUMENTS, tool.arguments.start(), tool.arguments.shortest
+            self._state, self._value, self._ending = State.ARGUMENTS, tool.arguments.start(), tool.arguments.shortest
         elif token == self._close:
-            self._state, self._value, self._num_calls = _State.SECTION, None, self._num_calls + 1
+            self._state, self._value, self._num_calls = State.SECTION, None, self._num_calls + 1
         elif token == self._end:
-            self._state = _State.AFTER
-        elif self._state is _State.HEADER:
+            self._state = State.AFTER
+        elif self._state is State.HEADER:
             self._candidates = [(tool, ids[1:]) for tool, ids in self._candidates if ids and ids[0] == token]

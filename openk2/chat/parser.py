@@ -31,7 +31,9 @@ _LOOSE = re.compile(r"(?:functions\.)?(?P<name>.+):[0-9]+", re.DOTALL)
 _OTHER_SEPARATORS = re.compile(r"functions[._]?(?P<name>.*?[^\d:_])[:_]?[0-9]*", re.DOTALL)
 
 
-class _State(Enum):
+class State(Enum):
+    """Where in a turn a token stands."""
+
     CONTENT = auto()  # the text before the calls
     SECTION = auto()  # in the call section, between calls
     HEADER = auto()  # in a call's id
@@ -59,7 +61,7 @@ class StreamParser:
         self._tokenizer = codec.tokenizer
         self._stop_ids = codec.stop_ids
         self._names = {row: name for name, row in self._tokenizer.special.items()}
-        self._state = _State.CONTENT
+        self._state = State.CONTENT
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._content: list[str] = []
         self._header = ""
@@ -71,7 +73,7 @@ class StreamParser:
         """Deltas that these further ids complete: `{"content": ...}` or `{"tool_calls": [...]}`."""
         deltas: list[Delta] = []
         for row in ids:
-            if self._state is _State.DONE:
+            if self._state is State.DONE:
                 break
             if self._tokenizer.is_control(row):
                 deltas += self._text(self._utf8.decode(b"", final=True))
@@ -82,13 +84,13 @@ class StreamParser:
 
     def close(self) -> list[Delta]:
         """End the turn where it stands: the last deltas (U+FFFD for a character cut off), faults noted."""
-        if self._state is _State.DONE:
+        if self._state is State.DONE:
             return []
         deltas = self._text(self._utf8.decode(b"", final=True))
-        if self._state in (_State.SECTION, _State.HEADER, _State.ARGUMENTS):
+        if self._state in (State.SECTION, State.HEADER, State.ARGUMENTS):
             self._fault("the turn ends inside the tool-call section")
         deltas += self._leave_header()
-        self._state = _State.DONE
+        self._state = State.DONE
         return deltas
 
     def finish(self) -> Message:
@@ -107,17 +109,17 @@ class StreamParser:
     def _text(self, text: str) -> list[Delta]:
         if not text:
             return []
-        if self._state is _State.HEADER:
+        if self._state is State.HEADER:
             self._header += text
             return []
-        if self._state is _State.ARGUMENTS:
+        if self._state is State.ARGUMENTS:
             self._arguments[-1].append(text)
             return [{"tool_calls": [{"index": len(self._calls) - 1, "function": {"arguments": text}}]}]
-        if self._state is _State.SECTION:
+        if self._state is State.SECTION:
             if text.strip():
                 self._fault("text between tool calls")
             return []
-        if self._state is _State.AFTER:
+        if self._state is State.AFTER:
             self._fault("text after the tool-call section")
         self._content.append(text)
         return [{"content": text}]
@@ -130,29 +132,29 @@ class StreamParser:
             return self._begin_section()
         if name == vocab.CALL_BEGIN:
             return self._begin_call()
-        if name == vocab.ARGUMENT_BEGIN and self._state is _State.HEADER:
+        if name == vocab.ARGUMENT_BEGIN and self._state is State.HEADER:
             return self._begin_arguments()
-        if name == vocab.CALL_END and self._state in (_State.HEADER, _State.ARGUMENTS):
+        if name == vocab.CALL_END and self._state in (State.HEADER, State.ARGUMENTS):
             return self._end_call()
-        if name == vocab.SECTION_END and self._state not in (_State.CONTENT, _State.AFTER):
+        if name == vocab.SECTION_END and self._state not in (State.CONTENT, State.AFTER):
             return self._end_section()
         self._fault(f"{name} out of place")
         return []
 
     def _begin_section(self) -> list[Delta]:
-        if self._state is not _State.CONTENT:
+        if self._state is not State.CONTENT:
             self._fault("a second tool-call section")
         deltas = self._leave_header()
-        self._state = _State.SECTION
+        self._state = State.SECTION
         return deltas
 
     def _begin_call(self) -> list[Delta]:
-        if self._state in (_State.CONTENT, _State.AFTER):
+        if self._state in (State.CONTENT, State.AFTER):
             self._fault("a tool call outside the tool-call section")
-        if self._state in (_State.HEADER, _State.ARGUMENTS):
+        if self._state in (State.HEADER, State.ARGUMENTS):
             self._fault("a tool call without its end")
         deltas = self._leave_header()
-        self._state, self._header = _State.HEADER, ""
+        self._state, self._header = State.HEADER, ""
         return deltas
 
     def _begin_arguments(self) -> list[Delta]:
@@ -160,7 +162,7 @@ class StreamParser:
         name, canonical = call_name(id_text)
         if not canonical:
             self._fault(f"call id {id_text!r:.80} is not functions.NAME:INDEX")
-        self._state = _State.ARGUMENTS
+        self._state = State.ARGUMENTS
         self._calls.append({"id": id_text, "name": name})
         self._arguments.append([])
         function = {"name": name, "arguments": ""}
@@ -169,23 +171,23 @@ class StreamParser:
 
     def _leave_header(self) -> list[Delta]:
         """A call whose arguments never began: told, and passed on with none."""
-        if self._state is not _State.HEADER:
+        if self._state is not State.HEADER:
             return []
         self._fault("a tool call without arguments")
         return self._begin_arguments()
 
     def _end_call(self) -> list[Delta]:
         deltas = self._leave_header()
-        self._state = _State.SECTION
+        self._state = State.SECTION
         return deltas
 
     def _end_section(self) -> list[Delta]:
-        if self._state in (_State.HEADER, _State.ARGUMENTS):
+        if self._state in (State.HEADER, State.ARGUMENTS):
             self._fault("a tool call without its end")
         elif not self._calls:
             self._fault("a tool-call section without a call")
         deltas = self._leave_header()
-        self._state = _State.AFTER
+        self._state = State.AFTER
         return deltas
 
     def _fault(self, reason: str) -> None:

@@ -18,7 +18,7 @@ def _needs(name: str, *values: object) -> dict[str, Any]:
     return {"needs": (name, values)}
 
 
-_RULES: dict[str, Callable[[float], bool]] = {
+RULES: dict[str, Callable[[float], bool]] = {
     "at least 0": lambda value: value >= 0,
     "at least 1": lambda value: value >= 1,
     "at least 2": lambda value: value >= 2,
@@ -34,7 +34,7 @@ def _check(section: str, config: Any, **names_by_rule: str) -> None:
         rule = key.replace("_", " ")
         for name in names.split():
             value = getattr(config, name)
-            if value is not None and not _RULES[rule](value):
+            if value is not None and not RULES[rule](value):
                 raise ValueError(f"{section}.{name}: saw {value}, expected {rule}")
     for item in fields(config):
         choices = item.metadata.get("choices")

@@ -174,3 +174,11 @@ def json_safe(value: Any) -> Any:
         return [json_safe(entry) for entry in value]
     number = float(value)
     return number if math.isfinite(number) else None
+
+
+def logit_figures(records: Sequence[StepRecord]) -> dict[str, Any]:
+    """`max_logit`, the largest attention logit of all steps (None without one), and `clipped_heads`, their sum."""
+    return {
+        "max_logit": max((record.max_logit for record in records if record.max_logit is not None), default=None),
+        "clipped_heads": sum(record.clipped_heads or 0 for record in records),
+    }

@@ -16,7 +16,7 @@ import functools
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,7 @@ from openk2.config.run import OptimConfig
 from openk2.optim.muon import apply_update_, momentum_, orthogonalise, update_scale
 from openk2.optim.placement import WHOLE
 from openk2.optim.qk_clip import qk_clip_
+from openk2.optim.refusals import refuse_settings, refuse_unfit, refuse_unknown
 from openk2.optim.specs import module_specs
 from openk2.protocols import ParameterSpec, Placement, QKGroup
 
@@ -41,73 +42,6 @@ class StepReport:
     update_rms: dict[str, float] = field(default_factory=dict)
     gamma: Tensor | None = None
     skipped: bool = False
-
-
-def _refuse_unfit(spec: ParameterSpec) -> None:
-    """ValueError for a Muon parameter that cannot be seen as the matrices declared for it."""
-    shape = tuple(spec.parameter.shape)
-    view: tuple[int, ...] = spec.matrices or ()
-    fits = len(view) == 3 and all(isinstance(size, int) and size > 0 for size in view)
-    count, rows, columns = view if fits else (0, 0, 0)
-    whole_rows = columns in (math.prod(shape[dim:]) for dim in range(1, len(shape)))  # a row of a matrix is never cut
-    if count * rows * columns != math.prod(shape) or not whole_rows or not math.prod(shape):
-        raise ValueError(f"MuonClip: {spec.name}: saw matrices {spec.matrices}, expected a view of shape {shape}")
-    if spec.parameter.device.type != "meta" and not spec.parameter.is_contiguous():
-        raise ValueError(
-            f"MuonClip: {spec.name}: saw a parameter that is not contiguous in memory, expected one that is; "
-            "give it contiguous() data, or AdamW"
-        )
-
-
-def _refuse_unknown(specs: Sequence[Any], qk_groups: Sequence[QKGroup]) -> None:
-    """ValueError for what is no declaration, for parameters declared twice, and for clips of anything else."""
-    for spec in specs:
-        if not isinstance(spec, ParameterSpec):
-            raise ValueError(
-                f"MuonClip: saw {type(spec).__name__}, expected ParameterSpec; for a plain torch model use "
-                "MuonClip.from_module(model)"
-            )
-        if spec.route not in ("muon", "adamw"):
-            raise ValueError(f"MuonClip: {spec.name}: saw route {spec.route!r}, expected 'muon' or 'adamw'")
-        if spec.parameter.is_complex():
-            raise ValueError(f"MuonClip: {spec.name}: saw complex numbers, expected real ones; see torch.view_as_real")
-    known = {id(spec.parameter) for spec in specs}
-    if len(known) < len(specs):
-        raise ValueError(f"MuonClip: saw {len(specs)} specs of {len(known)} parameters, expected one of each")
-    clipped: set[tuple[int, int]] = set()  # a weight's id and a row of each of its heads
-    for group in qk_groups:
-        if group.num_heads != qk_groups[0].num_heads:
-            raise ValueError(
-                f"MuonClip: {group.name}: saw {group.num_heads} heads, expected {qk_groups[0].num_heads} as in "
-                f"{qk_groups[0].name}: maxima come as [layers, heads]"
-            )
-        for rows in group.rows:
-            if id(rows.weight) not in known:
-                raise ValueError(f"MuonClip: {group.name}: saw a weight that no spec declares, expected one of theirs")
-            ours = {(id(rows.weight), row) for row in range(rows.first, rows.last)}
-            if ours & clipped:
-                raise ValueError(f"MuonClip: {group.name}: saw rows that are clipped twice, expected each row once")
-            clipped |= ours
-
-
-def _refuse_settings(settings: dict[str, Any]) -> None:
-    """ValueError for a number that no step could be made with. A schedule may begin with a rate of 0."""
-    rules: dict[str, tuple[str, Callable[[float], bool]]] = {
-        "lr weight_decay adam_lr_scale adam_grad_clip": ("a number of at least 0", lambda value: value >= 0),
-        "update_rms adam_eps qk_clip_tau": ("a number above 0", lambda value: value > 0),
-        "momentum adam_beta1 adam_beta2": ("a number of at least 0 and below 1", lambda value: 0 <= value < 1),
-        "ns_steps": ("a whole number of at least 1", lambda value: isinstance(value, int) and value >= 1),
-    }
-    for names, (expected, fits) in rules.items():
-        for name in names.split():
-            value = settings[name]
-            if value is None and name == "qk_clip_tau":
-                continue
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not math.isfinite(value) or not fits(value):
-                raise ValueError(f"MuonClip: {name}: saw {value!r}, expected {expected}")
-    if not isinstance(settings["ns_dtype"], torch.dtype) or not settings["ns_dtype"].is_floating_point:
-        raise ValueError(f"MuonClip: ns_dtype: saw {settings['ns_dtype']!r}, expected one such as torch.bfloat16")
 
 
 # Elements of a chunk: in bf16 a few megabytes, so that a chunk and its products stay in a cache, and so that what the
@@ -195,14 +129,27 @@ class MuonClip(torch.optim.Optimizer):
     ) -> None:
         if not isinstance(adam_betas, tuple | list) or len(adam_betas) != 2:
             raise ValueError(f"MuonClip: adam_betas: saw {adam_betas!r}, expected two numbers")
-        _refuse_settings(dict(locals(), adam_beta1=adam_betas[0], adam_beta2=adam_betas[1]))
+        refuse_settings(
+            lr=lr,
+            weight_decay=weight_decay,
+            momentum=momentum,
+            ns_steps=ns_steps,
+            ns_dtype=ns_dtype,
+            update_rms=update_rms,
+            qk_clip_tau=qk_clip_tau,
+            adam_lr_scale=adam_lr_scale,
+            adam_beta1=adam_betas[0],
+            adam_beta2=adam_betas[1],
+            adam_eps=adam_eps,
+            adam_grad_clip=adam_grad_clip,
+        )
         specs, qk_groups = list(specs), tuple(qk_groups)
-        _refuse_unknown(specs, qk_groups)
+        refuse_unknown(specs, qk_groups)
         by_route: dict[str, list[ParameterSpec]] = defaultdict(list)
         for spec in specs:
             by_route[spec.route].append(spec)
         for spec in by_route["muon"]:
-            _refuse_unfit(spec)
+            refuse_unfit(spec)
         if require_muon and not by_route["muon"]:
             raise ValueError(
                 "MuonClip: saw no parameter routed to Muon, expected at least one matrix; "

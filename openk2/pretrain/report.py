@@ -6,7 +6,7 @@ from pathlib import Path
 
 from openk2.config.run import PretrainConfig
 from openk2.config.serialize import to_dict
-from openk2.observe.metrics import read_metrics
+from openk2.observe.metrics import logit_figures, read_metrics
 from openk2.observe.report import write_report
 from openk2.observe.run_folder import git_commit
 from openk2.plan.parameters import plan_parameters
@@ -24,8 +24,7 @@ def write_page(config: PretrainConfig, path: Path, command: str) -> Path:
         "config": to_dict(config),
         "seed": config.train.seed,
         "parameters": {"total": parameters.total, "active": parameters.active},
-        "max_logit": max((record.max_logit for record in records if record.max_logit is not None), default=None),
-        "clipped_heads": sum(record.clipped_heads or 0 for record in records),
+        **logit_figures(records),
         "metrics": {"pretrain": records},
     }
     return write_report(report, path)
