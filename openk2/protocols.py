@@ -22,13 +22,26 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How to sample. `temperature` 0 is greedy. Sequence i draws from the stream (seed, i)."""
+    """How to sample. `temperature` 0 is greedy. Sequence i draws from the stream (seed, i).
+
+    Tokens are left out that are not among the `top_k` likeliest (0: all are), below `min_p` times the likeliest, or
+    beyond the smallest set whose mass reaches `top_p`; all three look at the tempered probabilities. Penalties change
+    the logits of tokens that stand in the continuation: `presence_penalty` once, `frequency_penalty` for each time
+    (OpenAI's rule); `repetition_penalty` divides positive and multiplies negative ones, of the prompt's tokens too
+    (CTRL, arXiv 1909.05858). `top_log_probs` alternatives are reported with each token.
+    """
 
     max_new_tokens: int = 256
     temperature: float = 0.0
     top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
     seed: int = 0
     stop_ids: tuple[int, ...] = ()
+    top_log_probs: int = 0
 
 
 @dataclass(frozen=True, slots=True)

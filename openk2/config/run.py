@@ -106,7 +106,7 @@ class TrainConfig:
     balance_loss_alpha: float = 1e-4  # sequence-wise balance loss, per document
     bias_update_rate: float = 1e-3  # of the router's selection bias, each step
     dtype: str = field(default="auto", metadata={"choices": ("auto", "bf16", "fp32")})
-    attention: str = field(default="auto", metadata={"choices": ("auto", "tiled", "flex", "sdpa")})
+    attention: str = field(default="auto", metadata={"choices": ("auto", "tiled", "flex", "sdpa", "invariant")})
     # Norms, the router's input, latent attention's up-projections and the tokens sorted for the experts are made again
     # instead of kept; activations and experts' outputs never are.
     recompute: str = field(default="none", metadata={"choices": ("none", "selective")})

@@ -1,5 +1,6 @@
 """Inference with the latent cache."""
 
-from openk2.engine.engine import Engine
+from openk2.engine.engine import Engine, EngineSettings, Usage
+from openk2.engine.sequence import Request, Sequence, Status
 
-__all__ = ["Engine"]
+__all__ = ["Engine", "EngineSettings", "Request", "Sequence", "Status", "Usage"]

@@ -1,102 +1,265 @@
-"""Batched generation and scoring with the latent cache, in this process.
+"""Generation and scoring with the latent cache, in this process.
 
-What it is: the `Generate` and `Score` callables that chat, evaluation and RL
-are given. Equal prompts are prefilled once; a sequence that ends leaves the
-batch; a prompt that goes on from a sequence of the last call (the next turn of
-a dialogue) is read from where that one stopped. The cache holds
-kv_lora_rank + rope values a token and layer.
+`step()` is the whole engine: schedule which tokens are read, run them, take a
+token for each sequence that is ready for one, collect what ended. Sequences
+come and go between steps (continuous batching), long prompts are read in
+pieces, beginnings that were read before are found in a prefix tree, and where
+the cache is full the youngest sequence waits. Called with prompts the engine is
+the `Generate` that chat, evaluation and RL are given; `score` is their `Score`.
 
-Invariants: the engine owns its weights (`sync` copies them in and forgets what
-was cached), so training never changes them between two calls; a sequence's
-draws do not depend on its company. Left out: paging, continuous batching.
+Invariants: the engine owns its weights (`sync` copies them in, compares hashes
+and forgets what was cached); a sequence's draws do not depend on its company;
+with `attention="invariant"` neither do its logits, bit for bit. One thread.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from openk2.engine.sampler import Sampler
+from openk2.engine import sampler
+from openk2.engine.block_pool import BLOCK, BlockPool
+from openk2.engine.latent_store import Int8Store, LatentStore, PlainStore
+from openk2.engine.prefix_tree import PrefixTree
+from openk2.engine.runner import run
+from openk2.engine.scheduler import Piece, Scheduler
+from openk2.engine.sequence import Request, Sequence, Status
 from openk2.model.model import Model
 from openk2.model.moe import Router
-from openk2.protocols import Completion, Constraint, Grammar, SamplingParams
+from openk2.protocols import Completion, Grammar, SamplingParams
 
-PREFILL_TOKENS = 8192  # padded tokens of one prefill or scoring pass
-CATCH_UP_TOKENS = 1024  # padded tokens of one pass over the rests of continued prompts
+CACHE_BYTES = 1 << 30
+SCORING_TOKENS = 8192  # padded tokens of one scoring pass
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """`cache_tokens` None: a gibibyte's at most, and one whole context at least. `step_tokens` are read at most in one
+    step, and `max_running` sequences at most share it."""
+
+    cache_tokens: int | None = None
+    max_running: int = 256
+    step_tokens: int = 4096
+    eight_bit_cache: bool = False
+    attention: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("max_running", "step_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"engine: saw {name} {getattr(self, name)}, expected at least 1")
+        if self.cache_tokens is not None and self.cache_tokens < 2 * BLOCK:
+            raise ValueError(f"engine: saw cache_tokens {self.cache_tokens}, expected at least {2 * BLOCK}")
+        if self.eight_bit_cache and self.attention == "invariant":
+            raise ValueError("engine: saw an 8-bit cache with invariant attention, expected one of the two")
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Cache blocks (of `block_pool.BLOCK` tokens) and sequences; `kept` blocks are held by the prefix tree alone."""
+
+    blocks: int
+    free: int
+    kept: int
+    running: int
+    waiting: int
 
 
 class Engine:
     """`engine(prompts, params)` is `protocols.Generate`; `engine.score(sequences)` is `protocols.Score`."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, settings: EngineSettings | None = None) -> None:
         """A copy of `model` for inference, its matrices stored in the compute dtype, its routers in fp32."""
+        self.settings = settings or EngineSettings()
+        if self.settings.attention == "invariant" and model.compute_dtype != torch.bfloat16:
+            raise ValueError("engine: saw invariant attention for a model that does not compute in bf16, expected one")
         self.model = Model(model.config, compute_dtype=model.compute_dtype).to(model.compute_dtype).eval()
+        self.model.attention = self.settings.attention
         for module in self.model.modules():
             if isinstance(module, Router):
                 module.float()
-        self._kept: _Kept = {}
+        per_token = model.config.num_hidden_layers * model.config.latent_dim * model.compute_dtype.itemsize
+        context = model.config.max_position_embeddings
+        most = min(CACHE_BYTES // per_token, context * self.settings.max_running)  # more could not be used
+        tokens = self.settings.cache_tokens or max(most, context)
+        self.pool = BlockPool(-(-tokens // BLOCK))
+        make_store = Int8Store if self.settings.eight_bit_cache else PlainStore
+        self.store: LatentStore = make_store(model.config, self.pool.size * BLOCK, model.compute_dtype)
+        self.tree = PrefixTree(self.pool)
+        self.scheduler = Scheduler(
+            self.pool, self.tree, max_running=self.settings.max_running, step_tokens=self.settings.step_tokens
+        )
+        self._cancelled: list[Sequence] = []
         self.sync(model)
 
     @torch.no_grad()
-    def sync(self, model: Model) -> None:
-        """Take over `model`'s weights in place."""
-        self.model.load_state_dict(model.state_dict())
-        self._kept = {}
+    def sync(self, model: Model) -> str:
+        """Take over `model`'s weights in place; returns their SHA-256, which those of the engine were compared with.
 
-    @torch.no_grad()
+        Raises `RuntimeError` where sequences run, which were begun with other weights, or where a copy differs.
+        """
+        if self.has_work:
+            raise RuntimeError("engine: saw new weights while sequences run, expected none; finish or cancel them")
+        self.model.load_state_dict(model.state_dict())
+        self.tree.clear()
+        own = self.model.state_dict()
+        wanted = weights_hash({name: value.to(own[name].dtype) for name, value in model.state_dict().items()})
+        if weights_hash(own) != wanted:
+            raise RuntimeError("engine: saw weights that differ from those they were copied from")
+        return wanted
+
+    # One sequence after the other -----------------------------------------------------------------
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.scheduler.waiting or self.scheduler.running or self._cancelled)
+
+    def submit(self, request: Request) -> Sequence:
+        """Take a request on. Raises `ValueError` for a prompt that does not fit or parameters that mean nothing."""
+        sampler.check(request.params)
+        limit = self._room(len(request.prompt), request.params.max_new_tokens)
+        if len(request.prompt) + limit > self.pool.size * BLOCK:
+            raise ValueError(
+                f"engine: saw a prompt of {len(request.prompt)} tokens and up to {limit} new ones, expected at most "
+                f"{self.pool.size * BLOCK}, the cache's; make it larger or ask for fewer"
+            )
+        outside = next((id for id in request.prompt if not 0 <= id < self.model.config.vocab_size), None)
+        if outside is not None:
+            raise ValueError(f"engine: saw the token {outside}, expected 0 to {self.model.config.vocab_size - 1}")
+        constraint = request.grammar.start(limit) if request.grammar else None
+        draws = sampler.stream(request.params.seed, request.stream)
+        sequence = Sequence(request, limit, constraint, draws, tokens=list(request.prompt))
+        if constraint is not None and constraint.hopeless:
+            sequence.status, sequence.finish_reason = Status.FINISHED, "length"
+        else:
+            self.scheduler.waiting.append(sequence)
+        return sequence
+
+    def cancel(self, sequence: Sequence) -> None:
+        """End a sequence before the next step; of one that has ended already, nothing changes."""
+        if sequence.status is not Status.FINISHED:
+            self._cancelled.append(sequence)
+
+    @torch.inference_mode()
+    def step(self) -> list[Sequence]:
+        """Read the next tokens; returns the sequences that ended."""
+        ended = self._drop_cancelled()
+        pieces, copies = self.scheduler.schedule()  # schedule
+        if not pieces:
+            return ended
+        for copy in copies:
+            self.store.copy(copy.source * BLOCK, copy.target * BLOCK, copy.num_rows)
+        logits, experts = run(self.model, self.store, pieces)  # run
+        ready = self._advance(pieces)  # postprocess
+        if ready:
+            self._take(ready, logits, experts)
+        return ended + self._collect(ready)  # collect
+
+    def usage(self) -> Usage:
+        held = {block for sequence in self.scheduler.running for block in sequence.blocks}
+        free = self.pool.num_free
+        return Usage(
+            self.pool.size,
+            free,
+            self.pool.size - free - len(held),
+            len(self.scheduler.running),
+            len(self.scheduler.waiting),
+        )
+
+    def check(self) -> None:
+        """AssertionError where a cache block is lost or held by nobody who knows of it."""
+        running = [block for sequence in self.scheduler.running for block in sequence.blocks]
+        self.pool.check([*running, *self.tree.blocks()])
+
+    def _drop_cancelled(self) -> list[Sequence]:
+        ended = [sequence for sequence in dict.fromkeys(self._cancelled) if sequence.status is not Status.FINISHED]
+        for sequence in ended:
+            if sequence.status is Status.RUNNING:
+                self.scheduler.release(sequence)
+            else:
+                self.scheduler.waiting.remove(sequence)
+            sequence.status, sequence.finish_reason = Status.FINISHED, "cancelled"
+        self._cancelled = []
+        return ended
+
+    def _advance(self, pieces: SequenceOf[Piece]) -> list[Sequence]:
+        """The pieces are in the cache now; returns the sequences that can go on."""
+        ready = []
+        for piece in pieces:
+            sequence = piece.sequence
+            sequence.num_computed = piece.last
+            if piece.predicts:
+                ready.append(sequence)
+                if sequence.num_sampled == 0:  # others with this prompt need not wait for the answer
+                    self.tree.insert(sequence.tokens, sequence.blocks)
+        return ready
+
+    def _take(self, ready: SequenceOf[Sequence], logits: Tensor, experts: Tensor) -> None:
+        """A token for each sequence."""
+        drawn = sampler.sample(logits, ready)
+        for row, (sequence, token) in enumerate(zip(ready, drawn.tokens, strict=True)):
+            if sequence.constraint is not None:
+                token = sequence.constraint.accept(token)
+            sequence.tokens.append(token)
+            sequence.log_probs.append(float(drawn.log_probs[row, token]))
+            sequence.experts.append(experts[:, row].numpy())
+            wanted = sequence.request.params.top_log_probs
+            if wanted:
+                best = drawn.log_probs[row].topk(min(wanted, drawn.log_probs.shape[1]))
+                sequence.top.append(list(zip(best.indices.tolist(), best.values.tolist(), strict=True)))
+            if token in sequence.request.params.stop_ids:
+                sequence.finish_reason = "stop"
+            elif sequence.num_sampled == sequence.limit:
+                sequence.finish_reason = "length"
+            on_token = sequence.request.on_token
+            if on_token is not None and on_token(sequence):
+                sequence.finish_reason = "stop"
+
+    def _collect(self, ready: SequenceOf[Sequence]) -> list[Sequence]:
+        ended = [sequence for sequence in ready if sequence.finish_reason]
+        for sequence in ended:
+            self.scheduler.release(sequence)
+            sequence.status = Status.FINISHED
+        return ended
+
+    # Many at once: what other packages are given ---------------------------------------------------
+
     def __call__(
         self,
-        prompts: Sequence[Sequence[int]],
+        prompts: SequenceOf[SequenceOf[int]],
         params: SamplingParams,
         *,
         on_token: Callable[[int, int], None] | None = None,
-        grammars: Sequence[Grammar | None] | None = None,
+        grammars: SequenceOf[Grammar | None] | None = None,
     ) -> list[Completion]:
-        if params.max_new_tokens < 1:
-            raise ValueError(f"engine: saw max_new_tokens {params.max_new_tokens}, expected at least 1")
-        limits = [self._room(len(prompt), params.max_new_tokens) for prompt in prompts]
-        if not prompts:
-            return []
-        batch = _Batch(self.model, prompts, max(limits), self._kept)
-        sampler = Sampler(
-            len(prompts), max(limits), temperature=params.temperature, top_p=params.top_p, seed=params.seed
-        )
-        stop_ids = frozenset(params.stop_ids)
-        drafts = [
-            _Draft(limit, stop_ids, grammar.start(limit) if grammar else None)
-            for limit, grammar in zip(limits, grammars or [None] * len(prompts), strict=True)
-        ]
-        logits, experts = batch.begin()
-        going = batch.keep(drafts)  # where nothing legal fits, nothing is drawn
-        logits, experts = logits[going], experts[:, going]
-        tokens = torch.empty(0, dtype=torch.int64)
-        for draw in range(max(limits)):
-            if not going:
-                break
-            if draw:
-                logits, experts = batch.decode(tokens[going])
-            running = [drafts[index] for index in batch.sequences.tolist()]
-            tokens, log_probs = sampler(logits, batch.sequences, draw, _allowed(running, logits.shape[1]))
-            for row, (index, draft) in enumerate(zip(batch.sequences.tolist(), running, strict=True)):
-                tokens[row] = draft.add(int(tokens[row]), log_probs[row], experts[:, row])
-                if on_token is not None:
-                    on_token(index, int(tokens[row]))
-            going = batch.keep(drafts)
-        self._kept = {
-            (*prompts[index], *drafts[index].ids[:-1]): latents for index, latents in sorted(batch.ended.items())
-        }
-        return [draft.completion() for draft in drafts]
+        sequences: list[Sequence] = []
+        try:
+            for index, (prompt, grammar) in enumerate(zip(prompts, grammars or [None] * len(prompts), strict=True)):
+                tell = None if on_token is None else _telling(on_token, index)
+                sequences.append(self.submit(Request(tuple(prompt), params, index, grammar, tell)))
+            while any(sequence.status is not Status.FINISHED for sequence in sequences):
+                self.step()
+        except BaseException:  # an interrupted call leaves nothing running behind
+            for sequence in sequences:
+                self.cancel(sequence)
+            self._drop_cancelled()
+            raise
+        return [sequence.completion() for sequence in sequences]
 
     @torch.no_grad()
-    def score(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    def score(self, sequences: SequenceOf[SequenceOf[int]]) -> list[np.ndarray]:
         """Natural log-probabilities of ids[1:] for each sequence."""
-        found: list[np.ndarray] = [np.zeros(0, dtype=np.float32)] * len(sequences)
         for sequence in sequences:
             self._room(len(sequence), 0)
-        for rows in _by_length([len(s) for s in sequences], PREFILL_TOKENS):
+        if self.settings.eight_bit_cache:
+            return [self._score_through_cache(sequence) for sequence in sequences]
+        found: list[np.ndarray] = [np.zeros(0, dtype=np.float32)] * len(sequences)
+        for rows in _by_length([len(s) for s in sequences], SCORING_TOKENS):
             ids = _padded([sequences[row] for row in rows])
             targets = torch.full_like(ids, -100)
             for place, row in enumerate(rows):
@@ -106,6 +269,22 @@ class Engine:
                 found[row] = log_probs[place, : len(sequences[row]) - 1].numpy()
         return found
 
+    def _score_through_cache(self, ids: SequenceOf[int]) -> np.ndarray:
+        """`score` of one sequence as generation would see it, each token attending to what the cache gives back."""
+        request = Request(tuple(ids), SamplingParams())
+        sequence = Sequence(request, 0, None, sampler.stream(0, 0), tokens=list(ids))
+        self.scheduler.admit_alone(sequence)
+        found: list[Tensor] = []
+        for first in range(0, len(ids), self.settings.step_tokens):
+            piece = Piece(sequence, first, min(first + self.settings.step_tokens, len(ids)))
+            logits, _ = run(self.model, self.store, [piece], read_all=True)
+            sequence.num_computed = piece.last
+            following = torch.tensor(ids[piece.first + 1 : piece.last + 1])
+            log_probs = logits[: len(following)].float().log_softmax(-1)
+            found.append(log_probs.gather(1, following[:, None]).squeeze(1))
+        self.scheduler.release(sequence)
+        return torch.cat(found).numpy()
+
     def _room(self, length: int, wanted: int) -> int:
         """How many tokens may follow a prompt of `length`."""
         limit = self.model.config.max_position_embeddings
@@ -114,154 +293,21 @@ class Engine:
         return min(wanted, limit - length)
 
 
-class _Draft:
-    """What one sequence has sampled so far, and what it may be."""
-
-    def __init__(self, limit: int, stop_ids: frozenset[int], constraint: Constraint | None) -> None:
-        self.limit, self.stop_ids, self.constraint = limit, stop_ids, constraint
-        self.ids: list[int] = []
-        self.log_probs: list[float] = []
-        self.experts: list[np.ndarray] = []
-        self.finish_reason = "length" if constraint is not None and constraint.hopeless else ""
-
-    def add(self, token: int, log_probs: Tensor, experts: Tensor) -> int:
-        """Take a sampled token, or what its constraint puts in its place, which is returned; log_probs [V]."""
-        if self.constraint is not None:
-            token = self.constraint.accept(token)
-        self.ids.append(token)
-        self.log_probs.append(float(log_probs[token]))
-        self.experts.append(experts.numpy())
-        if token in self.stop_ids:
-            self.finish_reason = "stop"
-        elif len(self.ids) == self.limit:
-            self.finish_reason = "length"
-        return token
-
-    def completion(self) -> Completion:
-        experts = np.stack(self.experts) if self.experts else None
-        return Completion(tuple(self.ids), tuple(self.log_probs), self.finish_reason, experts)
+def weights_hash(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors' names, dtypes, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        value = state[name].detach().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
-def _allowed(running: Sequence[_Draft], vocabulary: int) -> Tensor | None:
-    """Bool [B, V], or None where everything is allowed to all."""
-    if all(draft.constraint is None for draft in running):
-        return None
-    everything = np.ones(vocabulary, dtype=bool)
-    masks = [everything if draft.constraint is None else draft.constraint.mask() for draft in running]
-    return torch.from_numpy(np.stack(masks))
+def _telling(on_token: Callable[[int, int], None], index: int) -> Callable[[Sequence], None]:
+    return lambda sequence: on_token(index, sequence.tokens[-1])
 
 
-# The ids that were read -> their latents [n, C + r], one tensor a layer.
-_Kept = dict[tuple[int, ...], list[Tensor]]
-
-
-class _Batch:
-    """The running sequences: their cache, one tensor [B, S, C + r] a layer, and their lengths [B].
-
-    `sequences[row]` is the prompt's index; rows that continue a kept sequence come first.
-    """
-
-    def __init__(self, model: Model, prompts: Sequence[Sequence[int]], room: int, kept: _Kept) -> None:
-        self.model, self.prompts = model, prompts
-        # A long suffix is cheaper to prefill anew with its prompt: decoding it against the cache holds the scores of
-        # all its tokens at once.
-        found = [_longest_prefix(prompt, kept, CATCH_UP_TOKENS) for prompt in prompts]
-        order = sorted(range(len(prompts)), key=lambda i: not found[i])
-        self.sequences = torch.tensor(order)
-        self.num_continued = sum(bool(prefix) for prefix in found)
-        self.lengths = torch.tensor([len(found[index]) or len(prompts[index]) for index in order])
-        size = (len(prompts), max(map(len, prompts)) + room, model.config.latent_dim)
-        self.cache = [torch.zeros(size, dtype=model.compute_dtype) for _ in model.layers]
-        self.ended: dict[int, list[Tensor]] = {}
-        for row, index in enumerate(order[: self.num_continued]):
-            for layer, latents in zip(self.cache, kept[found[index]], strict=True):
-                layer[row, : len(latents)] = latents
-
-    def begin(self) -> tuple[Tensor, Tensor]:
-        """Logits [B, V] after each prompt and the experts [L_moe, B, K] chosen there."""
-        continued = [self.prompts[index] for index in self.sequences[: self.num_continued].tolist()]
-        fresh = [self.prompts[index] for index in self.sequences[self.num_continued :].tolist()]
-        parts = [self._catch_up(continued)] if continued else []
-        parts += [self._prefill(fresh)] if fresh else []
-        return torch.cat([logits for logits, _ in parts]), torch.cat([experts for _, experts in parts], dim=1)
-
-    def _catch_up(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Read what is left of continued prompts in a few passes of similar length, each against its cache."""
-        starts = self.lengths[: self.num_continued].tolist()
-        ends = [len(prompt) for prompt in prompts]
-        logits, experts = self._room_for(len(prompts))
-        for rows in _by_length([end - start for start, end in zip(starts, ends, strict=True)], CATCH_UP_TOKENS):
-            index = torch.tensor(rows)
-            length = max(ends[row] - starts[row] for row in rows)
-            # A shorter rest repeats its last token at the same place: the last column is every row's last token.
-            places = [[min(starts[row] + step, ends[row] - 1) for step in range(length)] for row in rows]
-            tokens = [[prompts[row][place] for place in line] for row, line in zip(rows, places, strict=True)]
-            cache = [layer[index, : max(ends[row] for row in rows)] for layer in self.cache]
-            logits[index], experts[:, index] = self.model.decode(torch.tensor(tokens), cache, torch.tensor(places))
-            for layer, read in zip(self.cache, cache, strict=True):
-                layer[index, : read.shape[1]] = read
-        self.lengths[: self.num_continued] = torch.tensor(ends)
-        return logits, experts
-
-    def _prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Read whole prompts in a few large passes; equal ones once."""
-        distinct: dict[tuple[int, ...], list[int]] = {}
-        for index, prompt in enumerate(prompts):
-            distinct.setdefault(tuple(prompt), []).append(index)
-        keys = list(distinct)
-        logits, experts = self._room_for(len(prompts))
-        for rows in _by_length([len(key) for key in keys], PREFILL_TOKENS):
-            ids = _padded([keys[row] for row in rows])
-            latents: list[Tensor] = []
-            last = torch.tensor([place * ids.shape[1] + len(keys[row]) - 1 for place, row in enumerate(rows)])
-            hidden, stats = self.model.hidden_states(ids, cache=latents, read=last)
-            last_logits = self.model.logits(hidden)
-            for place, row in enumerate(rows):
-                users = torch.tensor(distinct[keys[row]])
-                logits[users] = last_logits[place]
-                experts[:, users] = stats.chosen[:, last[place], None]
-                for layer, values in zip(self.cache, latents, strict=True):
-                    values = values.view(len(rows), ids.shape[1], -1)[place, : len(keys[row])]
-                    layer[self.num_continued + users, : len(values)] = values
-        return logits, experts
-
-    def _room_for(self, count: int) -> tuple[Tensor, Tensor]:
-        """Logits [count, V] and chosen experts [L_moe, count, K], to be filled in."""
-        config = self.model.config
-        logits = torch.empty(count, config.vocab_size, dtype=self.model.compute_dtype)
-        return logits, torch.empty(config.num_moe_layers, count, config.num_experts_per_tok, dtype=torch.int64)
-
-    def decode(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """One step for the running sequences: logits [B, V] and chosen experts [L_moe, B, K]."""
-        self.lengths += 1
-        longest = int(self.lengths.max())
-        cache = [layer[:, :longest] for layer in self.cache]
-        return self.model.decode(tokens[:, None], cache, self.lengths[:, None] - 1)
-
-    def keep(self, drafts: Sequence[_Draft]) -> list[int]:
-        """Keep the rows whose drafts go on, which are returned; the others' latents are put by for the next call."""
-        going = [row for row, index in enumerate(self.sequences.tolist()) if not drafts[index].finish_reason]
-        if len(going) == len(self.sequences):
-            return going
-        for row in sorted(set(range(len(self.sequences))) - set(going)):
-            length = int(self.lengths[row])
-            self.ended[int(self.sequences[row])] = [layer[row, :length].clone() for layer in self.cache]
-        index = torch.tensor(going, dtype=torch.int64)
-        self.sequences, self.lengths = self.sequences[index], self.lengths[index]
-        self.cache = [layer[index] for layer in self.cache]
-        return going
-
-
-def _longest_prefix(prompt: Sequence[int], kept: _Kept, most: int) -> tuple[int, ...]:
-    """The longest kept sequence that `prompt` goes on from by at most `most` ids; () if there is none."""
-    for length in sorted({len(key) for key in kept if 1 <= len(prompt) - len(key) <= most}, reverse=True):
-        head = tuple(prompt[:length])
-        if head in kept:
-            return head
-    return ()
-
-
-def _padded(sequences: Sequence[Sequence[int]]) -> Tensor:
+def _padded(sequences: SequenceOf[SequenceOf[int]]) -> Tensor:
     """Right-padded ids [B, T]: causal attention never looks at the padding."""
     ids = torch.zeros(len(sequences), max(map(len, sequences)), dtype=torch.int64)
     for row, sequence in enumerate(sequences):
@@ -269,7 +315,7 @@ def _padded(sequences: Sequence[Sequence[int]]) -> Tensor:
     return ids
 
 
-def _by_length(lengths: Sequence[int], limit: int) -> list[list[int]]:
+def _by_length(lengths: SequenceOf[int], limit: int) -> list[list[int]]:
     """Indices in groups of similar length whose padded tokens stay within `limit` (one at least)."""
     groups: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):

@@ -1,47 +1,132 @@
-"""Choosing tokens from logits: temperature, top-p, a random stream of its own for each sequence."""
+"""Choosing tokens from logits: penalties, temperature, top-k, top-p, min-p; a random stream for each sequence.
+
+Invariants: what a sequence draws depends on its own logits, parameters, seed
+and stream, never on its company or on when it was interrupted. Log-probabilities
+are the model's, at temperature 1, whatever is penalised or forbidden. They are
+made by the kernel that training uses, so that in batch-invariant arithmetic
+both have the same bits.
+"""
 
 from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence as SequenceOf
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from openk2.engine.sequence import Sequence
+from openk2.ops.fused import normalise_logits_
+from openk2.protocols import SamplingParams
 
-class Sampler:
-    """Draws for the sequences of one call.
 
-    Sequence i uses the counter-based stream (seed, i), so what it draws depends
-    neither on its company nor on when other sequences end.
-    """
+class Draw(NamedTuple):
+    """Of each row: the token drawn, all log-probabilities [B, V] fp32."""
 
-    def __init__(self, num_sequences: int, max_draws: int, *, temperature: float, top_p: float, seed: int) -> None:
-        if not (temperature >= 0 and 0 < top_p <= 1):
-            raise ValueError(
-                f"sampler: saw temperature {temperature} and top_p {top_p}, "
-                "expected temperature at least 0 and top_p above 0 and at most 1"
-            )
-        self.temperature, self.top_p = temperature, top_p
-        streams = [np.random.Generator(np.random.Philox(key=[seed, i])) for i in range(num_sequences)]
-        self._uniform = torch.from_numpy(np.stack([stream.random(max_draws) for stream in streams]))
+    tokens: list[int]
+    log_probs: Tensor
 
-    def __call__(
-        self, logits: Tensor, sequences: Tensor, draw: int, allowed: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """logits [B, V] of `sequences` int [B], whose token number `draw` this is; bool `allowed` [B, V], none: all.
 
-        Returns the token ids [B] and all log-probabilities at temperature 1, fp32 [B, V], whatever is allowed.
-        """
-        log_probs = logits.float().log_softmax(-1)
-        open_to = log_probs if allowed is None else log_probs.masked_fill(~allowed, -torch.inf)
-        return open_to.argmax(-1) if self.temperature == 0 else self._draw(open_to, sequences, draw), log_probs
+def check(params: SamplingParams) -> None:
+    """Raises `ValueError` for parameters that mean nothing."""
+    ranges = (
+        ("max_new_tokens", params.max_new_tokens >= 1, "at least 1"),
+        ("temperature", params.temperature >= 0, "at least 0"),
+        ("top_p", 0 < params.top_p <= 1, "above 0 and at most 1"),
+        ("top_k", params.top_k >= 0, "at least 0 (0: off)"),
+        ("min_p", 0 <= params.min_p <= 1, "0 to 1 (0: off)"),
+        ("presence_penalty", -2 <= params.presence_penalty <= 2, "-2 to 2"),
+        ("frequency_penalty", -2 <= params.frequency_penalty <= 2, "-2 to 2"),
+        ("repetition_penalty", 0 < params.repetition_penalty <= 10, "above 0 and at most 10 (1: off)"),
+        ("seed", 0 <= params.seed < 2**64, "0 to 2**64 - 1"),
+        ("top_log_probs", params.top_log_probs >= 0, "at least 0"),
+    )
+    for name, holds, expected in ranges:
+        if not holds:
+            raise ValueError(f"sampling: saw {name} {getattr(params, name)}, expected {expected}")
 
-    def _draw(self, log_probs: Tensor, sequences: Tensor, draw: int) -> Tensor:
-        probabilities = (log_probs / self.temperature).softmax(-1).double()
-        ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
-        cumulative = ordered.cumsum(-1)
-        if self.top_p < 1:  # keep the smallest set whose mass reaches top_p
-            kept = ordered.masked_fill(cumulative - ordered >= self.top_p, 0.0)
-            cumulative = kept.cumsum(-1)
-        threshold = self._uniform[sequences, draw, None] * cumulative[:, -1:]
-        place = torch.searchsorted(cumulative, threshold, right=True).clamp(max=log_probs.shape[-1] - 1)
-        return order.gather(1, place).squeeze(1)
+
+def stream(seed: int, number: int) -> np.random.Generator:
+    """The uniform numbers that one sequence draws with, one a token."""
+    return np.random.Generator(np.random.Philox(key=[seed, number]))
+
+
+def sample(logits: Tensor, sequences: SequenceOf[Sequence]) -> Draw:
+    """The next token of each sequence from its logits [B, V]."""
+    normaliser, _ = normalise_logits_(logits.clone())
+    logits = logits.float()
+    log_probs = logits - normaliser[:, None]
+    logits = _adjusted(logits, sequences)
+    tokens = logits.argmax(-1)
+    drawing = [row for row, sequence in enumerate(sequences) if sequence.request.params.temperature > 0]
+    if drawing:
+        uniform = torch.tensor([sequences[row].random.random() for row in drawing], dtype=torch.float64)
+        params = [sequences[row].request.params for row in drawing]
+        tokens[drawing] = _draw(logits if len(drawing) == len(logits) else logits[drawing], params, uniform)
+    return Draw(tokens.tolist(), log_probs)
+
+
+def _adjusted(logits: Tensor, sequences: SequenceOf[Sequence]) -> Tensor:
+    """Logits [B, V] with penalties, -inf where a grammar forbids; the same tensor where nothing changes."""
+    changed = [row for row, sequence in enumerate(sequences) if sequence.constraint or _penalised(sequence)]
+    if not changed:
+        return logits
+    logits = logits.clone()
+    for row in changed:
+        sequence = sequences[row]
+        if _penalised(sequence):
+            _penalise(logits[row], sequence)
+        if sequence.constraint is not None:
+            logits[row].masked_fill_(torch.from_numpy(~sequence.constraint.mask()), -torch.inf)
+    return logits
+
+
+def _penalised(sequence: Sequence) -> bool:
+    params = sequence.request.params
+    return bool(params.presence_penalty or params.frequency_penalty or params.repetition_penalty != 1)
+
+
+def _penalise(logits: Tensor, sequence: Sequence) -> None:
+    """In place, logits [V]."""
+    params = sequence.request.params
+    if params.repetition_penalty != 1:
+        seen = torch.tensor(sorted({*sequence.request.prompt, *sequence.ids}))
+        found = logits[seen]
+        logits[seen] = torch.where(found > 0, found / params.repetition_penalty, found * params.repetition_penalty)
+    counts = Counter(sequence.ids)
+    if counts:
+        ids, times = torch.tensor(list(counts)), torch.tensor(list(counts.values()), dtype=logits.dtype)
+        logits[ids] -= params.presence_penalty + params.frequency_penalty * times
+
+
+def _draw(logits: Tensor, params: SequenceOf[SamplingParams], uniform: Tensor) -> Tensor:
+    """A token for each row of logits [R, V] by the inverse of its cumulative mass, in the vocabulary's order."""
+    mass = (logits / _column([p.temperature for p in params])).softmax(-1).double()
+    if any(p.top_k or p.min_p or p.top_p < 1 for p in params):
+        mass = _filtered(mass, params)
+    cumulative = mass.cumsum(-1)
+    total = cumulative[:, -1:].contiguous()
+    places = torch.searchsorted(cumulative, uniform[:, None] * total, right=True)
+    last = torch.searchsorted(cumulative, total)  # the last with any mass: rounding may put a threshold at the total
+    return torch.minimum(places, last).squeeze(1)
+
+
+def _filtered(mass: Tensor, params: SequenceOf[SamplingParams]) -> Tensor:
+    """Probabilities [R, V], 0 where top-k, min-p or top-p leave a token out."""
+    ordered, order = mass.sort(dim=-1, descending=True, stable=True)
+    vocabulary = mass.shape[1]
+    rank = torch.arange(vocabulary)
+    beyond = (rank >= _column([p.top_k or vocabulary for p in params])) | (
+        ordered < ordered[:, :1] * _column([p.min_p for p in params])
+    )
+    ordered = ordered.masked_fill(beyond, 0.0)
+    before = ordered.cumsum(-1) - ordered
+    top_p = _column([p.top_p for p in params])
+    beyond = (top_p < 1) & (before >= top_p * ordered.sum(-1, keepdim=True))
+    return torch.zeros_like(mass).scatter(1, order, ordered.masked_fill(beyond, 0.0))
+
+
+def _column(values: SequenceOf[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)[:, None]

@@ -75,13 +75,17 @@ class MultiHeadLatentAttention(nn.Module):
         flat = F.linear(latent, self.query_weight.to(latent.dtype)).view(*turns.shape[:2], -1)
         return query_heads(flat, turns, heads=self.config.num_attention_heads, nope=self.config.qk_nope_head_dim)
 
+    def queries(self, x: Tensor, turns: Tensor) -> Tensor:
+        """x [N, D], turns [B, T, r/2] -> rotated queries [B, H, T, n + r]."""
+        return self._queries(self._query_latent(x), turns)
+
     def latents(self, x: Tensor, turns: Tensor, again: Recompute = KEEP) -> tuple[Tensor, Tensor]:
         """x [N, D], turns [B, T, r/2] -> normalised latent [N, C], rotated shared key [N, r]: what the cache holds."""
         joint = F.linear(x, self.kv_a_proj_with_mqa.weight.to(x.dtype))
         latent, rope = joint.split((self.config.kv_lora_rank, self.config.qk_rope_head_dim), dim=-1)
         return again(self.kv_a_layernorm, latent.contiguous()), rotate(rope, turns.flatten(0, 1))
 
-    def _keys_values(self, latent: Tensor, rope: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+    def keys_values(self, latent: Tensor, rope: Tensor, batch: int) -> tuple[Tensor, Tensor]:
         """latent [N, C], rope [N, r] -> keys [B, H, T, n + r] and values [B, H, T, v]."""
         unfolded = F.linear(latent, self.kv_b_proj.weight.to(latent.dtype)).unflatten(0, (batch, -1))
         heads, nope = self.config.num_attention_heads, self.config.qk_nope_head_dim
@@ -92,11 +96,14 @@ class MultiHeadLatentAttention(nn.Module):
         again, batch = context.again, len(context.turns)
         q = again(self._queries, self._query_latent(x, again), context.turns)
         latent, rope = self.latents(x, context.turns, again)
-        k, v = again(self._keys_values, latent, rope, batch)
+        k, v = again(self.keys_values, latent, rope, batch)
         out, peaks = context.attention.attend(q, k, v, context.prepared, self.scale)
         scores = self._max_scores(peaks, q.detach(), k.detach(), context)
-        out = out.transpose(1, 2).reshape(len(x), -1)
-        return F.linear(out, self.o_proj.weight.to(x.dtype)), scores, torch.cat((latent, rope), dim=-1)
+        return self.output(out.transpose(1, 2).reshape(len(x), -1)), scores, torch.cat((latent, rope), dim=-1)
+
+    def output(self, attended: Tensor) -> Tensor:
+        """The heads' values side by side, [N, H * v] -> [N, D]."""
+        return F.linear(attended, self.o_proj.weight.to(attended.dtype))
 
     def _max_scores(self, peaks: Tensor, q: Tensor, k: Tensor, context: ForwardContext) -> Scores:
         """By head, from each query's peak [B, H, T]; exact ones where the bound of a head exceeds tau."""
@@ -108,25 +115,23 @@ class MultiHeadLatentAttention(nn.Module):
             max_scores = bounds = exact.masked_fill(padding, -torch.inf).amax((0, 2))
         return Scores(max_scores, bounds)
 
-    def decode(self, x: Tensor, turns: Tensor, cache: Tensor, positions: Tensor) -> Tensor:
-        """New tokens of B sequences against cached latents, without unfolding them.
+    def absorbed(self, q: Tensor, cache: Tensor, positions: Tensor) -> Tensor:
+        """Attend to cached latents without unfolding them.
 
-        x [B * T, D]; turns [B, T, r/2]; cache [B, S, C + r], which holds these tokens' own latents already (written by
-        the caller from `latents`); positions [B, T], each token's place in it. Returns [B * T, D].
+        q [B, H, T, n + r], rotated; cache [B, S, C + r], the latents of these tokens among them; positions [B, T], each
+        token's place in it. Returns the heads' values [B * T, H * v].
         """
         config = self.config
-        batch, length = positions.shape
-        by_head = self._queries(self._query_latent(x), turns).transpose(1, 2).flatten(0, 1)  # [B * T, H, n + r]
-        q_nope, q_rope = by_head.split((config.qk_nope_head_dim, config.qk_rope_head_dim), dim=-1)
-        unfold = self.kv_b_proj.weight.to(x.dtype).view(config.num_attention_heads, -1, config.kv_lora_rank)
+        batch, heads, length, _ = q.shape
+        q_nope, q_rope = q.split((config.qk_nope_head_dim, config.qk_rope_head_dim), dim=-1)
+        unfold = self.kv_b_proj.weight.to(q.dtype).view(heads, -1, config.kv_lora_rank)
         to_key, to_value = unfold.split((config.qk_nope_head_dim, config.v_head_dim), dim=1)
-        q_latent = torch.bmm(q_nope.transpose(0, 1), to_key).transpose(0, 1)  # [B * T, H, C]
-        query = torch.cat((q_latent, q_rope), dim=-1).view(batch, length * config.num_attention_heads, -1)
-        scores = torch.bmm(query, cache.transpose(1, 2)).float() * self.scale  # [B, T * H, S]
-        beyond = torch.arange(cache.shape[1], device=x.device) > positions[..., None]
-        scores = scores.view(batch, length, -1, cache.shape[1]).masked_fill_(beyond[:, :, None], -torch.inf)
-        weights = scores.softmax(-1).to(x.dtype).view(batch, -1, cache.shape[1])
-        mixed = torch.bmm(weights, cache[..., : config.kv_lora_rank])  # [B, T * H, C]
-        mixed = mixed.view(batch * length, config.num_attention_heads, -1)
-        out = torch.bmm(mixed.transpose(0, 1), to_value.transpose(1, 2)).transpose(0, 1)  # [B * T, H, v]
-        return F.linear(out.flatten(1), self.o_proj.weight.to(x.dtype))
+        q_latent = torch.bmm(q_nope.transpose(0, 1).reshape(heads, batch * length, -1), to_key)
+        query = torch.cat((q_latent.view(heads, batch, length, -1).transpose(0, 1), q_rope), dim=-1).flatten(1, 2)
+        scores = torch.bmm(query, cache.transpose(1, 2)).float() * self.scale  # [B, H * T, S]
+        beyond = torch.arange(cache.shape[1], device=q.device) > positions[..., None]
+        scores = scores.view(batch, heads, length, -1).masked_fill_(beyond[:, None], -torch.inf)
+        weights = scores.softmax(-1).to(q.dtype).view(batch, heads * length, -1)
+        mixed = torch.bmm(weights, cache[..., : config.kv_lora_rank]).view(batch, heads, length, -1)
+        mixed = mixed.transpose(0, 1).reshape(heads, batch * length, -1)
+        return torch.bmm(mixed, to_value.transpose(1, 2)).transpose(0, 1).flatten(1)

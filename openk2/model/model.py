@@ -11,8 +11,9 @@ Shapes: B rows, T tokens a row, N = B x T, D model, V vocabulary, E experts, K c
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import NamedTuple, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -28,8 +29,18 @@ from openk2.model.rope import rotary_turns
 from openk2.ops.attention import Tiling
 from openk2.ops.attention_backends import BACKENDS, choose_backend
 from openk2.ops.cross_entropy import linear_log_prob
+from openk2.ops.invariant import batch_invariant
 from openk2.ops.recompute import Recompute
 from openk2.protocols import ParameterSpec, QKGroup
+
+
+class LatentCache(Protocol):
+    """What sequences keep of the tokens that were read, and how new tokens attend to it."""
+
+    def attend(self, layer: int, attention: MultiHeadLatentAttention, x: Tensor, turns: Tensor) -> Tensor:
+        """Put away the latents of new tokens x [N, D] (turns [1, N, r/2]) and attend to what their sequences have so
+        far: [N, D]."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -136,6 +147,17 @@ class Model(nn.Module):
             self._turns = rotary_turns(self.config, self.config.max_position_embeddings).to(positions.device)
         return self._turns[positions]
 
+    def _arithmetic(self, device: torch.device) -> AbstractContextManager[None]:
+        """How products and kernels compute within it."""
+        wanted = BACKENDS[choose_backend(self.attention, device)].batch_invariant
+        if wanted and self.compute_dtype != torch.bfloat16:
+            dtype = str(self.compute_dtype).removeprefix("torch.")
+            raise ValueError(
+                f"attention: saw invariant for a model that computes in {dtype}, expected bfloat16, whose products "
+                "alone are so; choose that dtype or another attention"
+            )
+        return batch_invariant(wanted)
+
     def _context(self, layout: Layout) -> ForwardContext:
         again = Recompute(self.recompute and torch.is_grad_enabled())
         attention = BACKENDS[choose_backend(self.attention, layout.starts.device)]
@@ -164,7 +186,7 @@ class Model(nn.Module):
         batch, length = input_ids.shape
         layout = layout or Layout.whole_rows(batch, length, input_ids.device)
         context = self._context(layout)
-        with context.again:
+        with context.again, self._arithmetic(input_ids.device):
             return self._through_layers(input_ids, context, chosen, cache, read)
 
     def _through_layers(
@@ -220,7 +242,8 @@ class Model(nn.Module):
         flat = targets.flatten()
         counted = (flat >= 0).nonzero().squeeze(1)
         hidden, stats = self.hidden_states(input_ids, layout, chosen=chosen, read=counted)
-        found = linear_log_prob(hidden, self.lm_head.weight.to(hidden.dtype), flat.index_select(0, counted))
+        with self._arithmetic(hidden.device):
+            found = linear_log_prob(hidden, self.lm_head.weight.to(hidden.dtype), flat.index_select(0, counted))
         spread = found.new_zeros(flat.shape).index_copy(0, counted, found)
         return torch.stack(spread.split(targets.shape[1])), stats  # not a view, on which a sharded model's hooks fail
 
@@ -232,32 +255,30 @@ class Model(nn.Module):
         hidden, _ = self.hidden_states(input_ids)
         return self.logits(hidden).view(*input_ids.shape, -1)
 
-    def decode(self, input_ids: Tensor, cache: list[Tensor], positions: Tensor) -> tuple[Tensor, Tensor]:
-        """T new tokens of each sequence.
+    def extend(self, input_ids: Tensor, positions: Tensor, cache: LatentCache, read: Tensor) -> tuple[Tensor, Tensor]:
+        """Further tokens of any sequences, whose earlier ones are in `cache`: the forward pass of the engine.
 
-        input_ids and positions [B, T]; cache: per layer [B, S, C + r], written
-        in place at `positions`. A sequence with fewer tokens repeats its last
-        one at the same place. Returns logits [B, V] after each sequence's last
-        token and the experts [L_moe, B, K] chosen there.
+        input_ids and positions int [N]; `read` int [R] names the tokens after which something is to be predicted.
+        Returns their logits [R, V] and the experts [L_moe, R, K] chosen there.
         """
-        batch, length = positions.shape
-        turns = self.rotary(positions)
-        rows = torch.arange(batch, device=positions.device)[:, None]
-        x = self.embed_tokens(input_ids.flatten()).to(self.compute_dtype)
-        choices = []
-        for block, latents in zip(self.blocks(), cache, strict=True):
-            normed = block.input_layernorm(x)
-            latents[rows, positions] = torch.cat(block.self_attn.latents(normed, turns), -1).view(batch, length, -1)
-            x = x + block.self_attn.decode(normed, turns, latents, positions)
-            normed = block.post_attention_layernorm(x)
-            if isinstance(block.mlp, MLP):
-                x = x + block.mlp(normed)
-            else:
-                out, routing = block.mlp(normed)
-                x = x + out
-                choices.append(routing.chosen.view(batch, length, -1)[:, -1])
-        chosen = torch.stack(choices) if choices else torch.zeros(0, batch, 0, dtype=torch.int64)
-        return self.logits(self.norm(x.view(batch, length, -1)[:, -1])), chosen
+        with self._arithmetic(input_ids.device):
+            turns = self.rotary(positions)[None]
+            x = self.embed_tokens(input_ids).to(self.compute_dtype)
+            choices = []
+            for index, block in enumerate(self.blocks()):
+                x = x + cache.attend(index, block.self_attn, block.input_layernorm(x), turns)
+                last = index == len(self.layers) - 1
+                if last:
+                    x = x.index_select(0, read)
+                normed = block.post_attention_layernorm(x)
+                if isinstance(block.mlp, MLP):
+                    x = x + block.mlp(normed)
+                else:
+                    out, routing = block.mlp(normed)
+                    x = x + out
+                    choices.append(routing.chosen if last else routing.chosen.index_select(0, read))
+            chosen = torch.stack(choices) if choices else torch.zeros(0, len(read), 0, dtype=torch.int64)
+            return self.logits(self.norm(x)), chosen
 
     def routers(self) -> list[Router]:
         """The routers, first MoE layer first."""

@@ -13,12 +13,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openk2.config.model import ModelConfig
 from openk2.ops.experts import routed_experts
 from openk2.ops.fused import swiglu_mlp
+from openk2.ops.invariant import wide_linear
 from openk2.ops.recompute import KEEP, Recompute
 
 
@@ -62,7 +62,7 @@ class Router(nn.Module):
 
     def forward(self, x: Tensor, chosen: Tensor | None = None, again: Recompute = KEEP) -> Routing:
         """x [N, D]; `chosen` [N, K] replays a recorded choice instead of making one."""
-        scores = F.linear(again(Tensor.float, x), self.weight.float()).sigmoid()
+        scores = wide_linear(again(Tensor.float, x), self.weight.float()).sigmoid()
         if chosen is None:
             chosen = self._select(scores.detach())
         weights = scores.gather(1, chosen)

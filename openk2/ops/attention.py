@@ -47,7 +47,8 @@ MASK_BYTES = 32 * 2**20  # masks of tiles where documents begin are kept for all
 
 @dataclass(frozen=True)
 class Tile:
-    """Queries `first` to `last` of `rows` against keys `low` to `high`.
+    """Queries at places `first` to `last` of `rows` against keys `low` to `high`; there are none at the first `skipped`
+    places.
 
     `mask` names what hides some of these keys from some of these queries, equal names for equal masks: "causal" within
     one document, "rows" where documents of these rows begin. None: every query sees every key.
@@ -58,11 +59,17 @@ class Tile:
     last: int
     low: int
     high: int
+    skipped: int
     mask: tuple[str, int, int, int] | None
+
+    @property
+    def columns(self) -> slice:
+        """Where the queries are among those that there are."""
+        return slice(self.first - self.skipped, self.last - self.skipped)
 
     def queries(self, heads: int) -> tuple[slice, slice]:
         """Where the queries are in [B * H, T]."""
-        return slice(self.rows.start * heads, self.rows.stop * heads), slice(self.first, self.last)
+        return slice(self.rows.start * heads, self.rows.stop * heads), self.columns
 
     def keys(self, heads: int) -> tuple[slice, slice]:
         """Where the keys are in [B * H, T]."""
@@ -77,11 +84,12 @@ class Tile:
 class Tiling:
     """Tiles that cover every visible score, and their masks, for all layers of a forward pass to share.
 
-    starts [B, T] is, for each position, the first position of its document.
+    starts [B, T] is, for each position, the first position of its document. The first `skipped` places have keys, but
+    no queries: they were read before.
     """
 
-    def __init__(self, starts: Tensor) -> None:
-        self.starts = starts.to(torch.int32)
+    def __init__(self, starts: Tensor, skipped: int = 0) -> None:
+        self.starts, self.skipped = starts.to(torch.int32), skipped
         self._masks: dict[tuple[str, int, int, int], Tensor] = {}
         self._room = MASK_BYTES
 
@@ -92,7 +100,7 @@ class Tiling:
 
     def _blocks(self) -> Iterator[list[Tile]]:
         batch, length = self.starts.shape
-        for first in range(0, length, QUERY_BLOCK):
+        for first in range(self.skipped, length, QUERY_BLOCK):
             last = min(first + QUERY_BLOCK, length)
             seen_by_some, seen_by_all = (s.tolist() for s in self.starts[:, first:last].aminmax(dim=1))
             lows = [low - low % KEY_STEP for low in seen_by_some]
@@ -107,7 +115,7 @@ class Tiling:
                         mask = ("rows", row, first, low)
                     elif high > first + 1:
                         mask = ("causal", last - first, high - low, first - low)
-                    tiles.append(Tile(slice(row, row + step), first, last, low, high, mask))
+                    tiles.append(Tile(slice(row, row + step), first, last, low, high, self.skipped, mask))
                 yield tiles
 
     def mask(self, tile: Tile) -> Tensor | None:
@@ -130,7 +138,7 @@ class Tiling:
         return mask
 
 
-class _TiledAttention(torch.autograd.Function):
+class TiledAttention(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, tiling: Tiling, scale: float, keep: bool
@@ -144,7 +152,7 @@ class _TiledAttention(torch.autograd.Function):
         few = num_scores * q.element_size() <= KEPT_BYTES and all(len(tiles) == 1 for tiles in tiling.blocks)
         ctx.kept = [] if keep and few and any(ctx.needs_input_grad) else None
         for tiles in tiling.blocks:
-            rows, queries = tiles[0].rows, slice(tiles[0].first, tiles[0].last)
+            rows, queries = tiles[0].rows, tiles[0].columns
             parts = []
             for tile in tiles:
                 exponentials, peak, total = softmax_block(_scores(q, k, tile, heads), tiling.mask(tile), scale)
@@ -172,7 +180,7 @@ class _TiledAttention(torch.autograd.Function):
             queries, keys = tile.queries(heads), tile.keys(heads)
             grad_tile = grad_mixed[queries]
             grad_weights = torch.bmm(grad_tile, v[keys].transpose(1, 2)).unflatten(0, (-1, heads))
-            rows = (tile.rows, slice(None), slice(tile.first, tile.last))
+            rows = (tile.rows, slice(None), tile.columns)
             if ctx.kept is not None:
                 exponentials = ctx.kept[index]
                 grad_scores = softmax_block_gradient(grad_weights, exponentials, delta[rows], ctx.scale)
@@ -218,10 +226,11 @@ def document_attention(
 ) -> tuple[Tensor, Tensor]:
     """Causal attention within documents.
 
-    q, k [B, H, T, qk_dim], v [B, H, T, v_dim]. Returns the output [B, H, T, v_dim] and each query's largest visible
-    score [B, H, T], fp32 (fp64 for fp64 inputs). Without `keep` the backward pass makes all exponentials again.
+    q, k [B, H, T, qk_dim], v [B, H, T, v_dim]; of the tiling's skipped places q has no rows. Returns the output
+    [B, H, T, v_dim] and each query's largest visible score [B, H, T], fp32 (fp64 for fp64 inputs). Without `keep` the
+    backward pass makes all exponentials again.
     """
-    return cast(tuple[Tensor, Tensor], _TiledAttention.apply(q, k, v, tiling, scale, keep))
+    return cast(tuple[Tensor, Tensor], TiledAttention.apply(q, k, v, tiling, scale, keep))
 
 
 @torch.no_grad()
@@ -232,7 +241,7 @@ def exact_peaks(q: Tensor, k: Tensor, tiling: Tiling, scale: float) -> Tensor:
     peaks = _per_query(q, batch)
     for tiles in tiling.blocks:
         found = [largest_of_block(_scores(q, k, tile, heads), tiling.mask(tile), scale) for tile in tiles]
-        peaks[tiles[0].rows, :, tiles[0].first : tiles[0].last] = torch.stack(found).amax(0)
+        peaks[tiles[0].rows, :, tiles[0].columns] = torch.stack(found).amax(0)
     return peaks
 
 

@@ -1,10 +1,11 @@
 """The ways in which attention can be computed, by name.
 
-| name    | what it is                                   | chosen     | largest scores         | tested       |
-|---------|----------------------------------------------|------------|------------------------|--------------|
-| `tiled` | `ops.attention`: products and fused softmax  | on the CPU | its own, rounded once  | CPU          |
-| `flex`  | FlexAttention, compiled, with a block mask   | on a GPU   | log-sum-exp as a bound | see below    |
-| `sdpa`  | aten's flash attention, document by document | by name    | log-sum-exp as a bound | CPU          |
+| name        | what it is                                   | chosen     | largest scores         | tested       |
+|-------------|----------------------------------------------|------------|------------------------|--------------|
+| `tiled`     | `ops.attention`: products and fused softmax  | on the CPU | its own, rounded once  | CPU          |
+| `flex`      | FlexAttention, compiled, with a block mask   | on a GPU   | log-sum-exp as a bound | see below    |
+| `sdpa`      | aten's flash attention, document by document | by name    | log-sum-exp as a bound | CPU          |
+| `invariant` | `ops.invariant`: bits that no company alters | by name    | its own, rounded once  | CPU          |
 
 `flex` was never run on a GPU. On the CPU its function is tested as written:
 the compiled one gives no log-sum-exp there and neither has a backward pass.
@@ -31,15 +32,46 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, create_block_mask, flex_attention
 
-from openk2.ops.attention import Tiling, document_attention
+from openk2.ops.attention import TiledAttention, Tiling, document_attention
 from openk2.ops.fused import wide_dtype
+from openk2.ops.invariant import tile_attention
 
 LSE_MARGIN = 1e-4  # of max(1, |log-sum-exp|)
 ROUNDING = 1.01 * 2**-8  # of bf16's rounding to nearest, and of the products' own sums in fp32
 
 
+@dataclasses.dataclass(frozen=True)
+class Span:
+    """One document of `rows` from `first` up to `last`, or if `single` several of one token each."""
+
+    rows: slice
+    first: int
+    last: int
+    single: bool
+
+
+def document_spans(starts: Tensor) -> list[list[Span]]:
+    """Spans in order of position, row by row, or once for all rows where their documents begin alike."""
+    alike = bool((starts == starts[:1]).all())
+    length, step = starts.shape[1], len(starts) if alike else 1
+    found = []
+    for row in range(0, len(starts), step):
+        begins = [*starts[row].unique(sorted=True).tolist(), length]
+        spans: list[Span] = []
+        for first, last in zip(begins[:-1], begins[1:], strict=True):
+            single = last - first == 1
+            if single and spans and spans[-1].single:  # padding, mostly
+                spans[-1] = dataclasses.replace(spans[-1], last=last)
+            else:
+                spans.append(Span(slice(row, row + step), first, last, single))
+        found.append(spans)
+    return found
+
+
 class Backend(ABC):
     """One way to attend."""
+
+    batch_invariant = False  # whether the whole forward pass is to be so
 
     @abstractmethod
     def prepare(self, tiling: Tiling, *, frugal: bool) -> Any:
@@ -67,6 +99,40 @@ class Tiled(Backend):
         return _widened(peaks, peaks.abs() * ROUNDING) if dtype == torch.bfloat16 else peaks
 
 
+class Invariant(Tiled):
+    """The forward pass of `ops.invariant`, document by document; the backward pass of `ops.attention`."""
+
+    batch_invariant = True
+
+    def prepare(self, tiling: Tiling, *, frugal: bool) -> Any:
+        return tiling, document_spans(tiling.starts)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, prepared: Any, scale: float) -> tuple[Tensor, Tensor]:
+        return cast(tuple[Tensor, Tensor], _InvariantAttention.apply(q, k, v, *prepared, scale))
+
+
+class _InvariantAttention(TiledAttention):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, tiling: Tiling, spans: list[list[Span]], scale: float
+    ) -> tuple[Tensor, Tensor]:
+        out = v.new_empty(v.shape).transpose(1, 2).contiguous()
+        peaks, sums = (torch.ones(q.shape[:3], device=q.device) for _ in range(2))
+        for span in (span for row in spans for span in row):
+            place = (span.rows, slice(None), slice(span.first, span.last))
+            if span.single:
+                peaks[place] = torch.einsum("bhtd,bhtd->bht", q[place], k[place]).float() * scale
+                out[place[0], place[2]] = v[place].transpose(1, 2)
+                continue
+            positions = torch.arange(span.last - span.first, device=q.device).expand(q[place].shape[0], -1)
+            mixed, peaks[place], sums[place] = tile_attention(q[place], k[place], v[place], positions, scale)
+            out[place[0], place[2]] = (mixed / sums[place].unsqueeze(-1)).transpose(1, 2).to(out.dtype)
+        ctx.kept, ctx.tiling, ctx.scale = None, tiling, scale
+        ctx.save_for_backward(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), out, peaks, sums)
+        ctx.mark_non_differentiable(peaks)
+        return out.transpose(1, 2), peaks
+
+
 class BoundedByLogSumExp(Backend):
     def bound(self, peaks: Tensor, dtype: torch.dtype) -> Tensor:
         return _widened(peaks, LSE_MARGIN * peaks.abs().clamp(min=1))
@@ -76,40 +142,15 @@ def _widened(peaks: Tensor, margin: Tensor) -> Tensor:
     return torch.where(peaks == -torch.inf, peaks, peaks + margin)  # of padding alone: -inf + inf would be no number
 
 
-@dataclasses.dataclass(frozen=True)
-class _Span:
-    """One document of `rows` from `first` up to `last`, or if `single` several of one token each."""
-
-    rows: slice
-    first: int
-    last: int
-    single: bool
-
-
 class Sdpa(BoundedByLogSumExp):
-    def prepare(self, tiling: Tiling, *, frugal: bool) -> list[list[_Span]]:
-        """Spans in order of position, row by row, or once for all rows where their documents begin alike."""
-        starts = tiling.starts
-        alike = bool((starts == starts[:1]).all())
-        length, step = starts.shape[1], len(starts) if alike else 1
-        found = []
-        for row in range(0, len(starts), step):
-            begins = [*starts[row].unique(sorted=True).tolist(), length]
-            spans: list[_Span] = []
-            for first, last in zip(begins[:-1], begins[1:], strict=True):
-                single = last - first == 1
-                if single and spans and spans[-1].single:  # padding, mostly
-                    spans[-1] = dataclasses.replace(spans[-1], last=last)
-                else:
-                    spans.append(_Span(slice(row, row + step), first, last, single))
-            found.append(spans)
-        return found
+    def prepare(self, tiling: Tiling, *, frugal: bool) -> list[list[Span]]:
+        return document_spans(tiling.starts)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, prepared: Any, scale: float) -> tuple[Tensor, Tensor]:
         width = v.shape[-1]
         v = F.pad(v, (0, q.shape[-1] - width))  # unequal widths have no fused kernel
         rows = []
-        for spans in cast(list[list[_Span]], prepared):
+        for spans in cast(list[list[Span]], prepared):
             parts = []
             for span in spans:
                 part = (span.rows, slice(None), slice(span.first, span.last))
@@ -159,7 +200,7 @@ def _compiled_flex() -> Callable[..., Any]:
     return torch.compile(flex_attention, dynamic=True)
 
 
-BACKENDS: dict[str, Backend] = {"tiled": Tiled(), "flex": Flex(), "sdpa": Sdpa()}
+BACKENDS: dict[str, Backend] = {"tiled": Tiled(), "flex": Flex(), "sdpa": Sdpa(), "invariant": Invariant()}
 
 
 def choose_backend(name: str, device: torch.device) -> str:

@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from openk2.ops.invariant import is_batch_invariant
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 SMALL = 1 << 15  # elements below which a pass over memory costs less than the call of a compiled kernel
 _enabled = False
@@ -54,7 +56,8 @@ def fused(function: Function) -> Function:
     @functools.wraps(function)
     def call(*arguments: Any) -> Any:
         # What is not contiguous would be copied below, and a kernel that writes in place would write to the copy.
-        if not _enabled or arguments[0].numel() < SMALL or not arguments[0].is_contiguous():
+        wanted = _enabled and not is_batch_invariant()
+        if not wanted or arguments[0].numel() < SMALL or not arguments[0].is_contiguous():
             return function(*arguments)
         # Gradient flags and strides are part of what is compiled for: all calls are made alike.
         return compiled(*(x.detach().contiguous() if isinstance(x, Tensor) else x for x in arguments))

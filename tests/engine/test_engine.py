@@ -22,9 +22,9 @@ LIMIT = SMALL.max_position_embeddings
 PROMPTS = [[5, 9, 200, 31], [7], [5, 9, 200, 31], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], [299, 0]]
 
 
-def make_model(seed: int = 0, dtype: torch.dtype = torch.float32) -> Model:
+def make_model(seed: int = 0, dtype: torch.dtype = torch.float32, **changes: int) -> Model:
     """Weights large enough that the next token is not nearly the same for every prefix, and a bias that routes."""
-    model = build(seed, dtype, initializer_range=0.4)
+    model = build(seed, dtype, initializer_range=0.4, **changes)
     for router in model.routers():
         router.e_score_correction_bias.copy_(torch.tensor([0.1, -0.1, 0.05, -0.05]))
     return model.eval()
@@ -43,10 +43,10 @@ def step_by_step(model: Model, prompt: Sequence[int], params: SamplingParams, st
         else:
             tempered = (row / params.temperature).softmax(-1).double().numpy()
             order = np.argsort(-tempered, kind="stable")
-            mass = np.cumsum(tempered[order])
-            kept = int(np.searchsorted(mass, params.top_p)) + 1  # the first place at which top_p is reached
-            mass = mass[: min(kept, len(mass))]
-            token = int(order[np.searchsorted(mass, uniform[len(found)] * mass[-1], side="right")])
+            kept = int(np.searchsorted(np.cumsum(tempered[order]), params.top_p)) + 1  # the first to reach top_p
+            tempered[order[kept:]] = 0
+            mass = np.cumsum(tempered)
+            token = int(np.searchsorted(mass, uniform[len(found)] * mass[-1], side="right"))
         found.append(token)
         log_probs.append(float(row[token]))
         experts.append(stats.chosen[:, -1].numpy())
@@ -83,41 +83,30 @@ def test_generation_is_the_full_forward_step_by_step(params):
     assert len({completion.ids for completion in found}) == (4 if params.temperature == 0 else 5)
 
 
-def test_equal_prompts_are_prefilled_once(monkeypatch):
+def watched(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens each step reads, as they come."""
+    read: list[int] = []
+    extend = engine.model.extend
+
+    def seen(ids, *arguments):
+        read.append(len(ids))
+        return extend(ids, *arguments)
+
+    monkeypatch.setattr(engine.model, "extend", seen)
+    return read
+
+
+def test_equal_prompts_are_read_once(monkeypatch):
     engine = Engine(make_model())
-    real, rows = engine.model.hidden_states, []
-
-    def counted(ids, *arguments, **named):
-        rows.append(ids.shape[0])
-        return real(ids, *arguments, **named)
-
-    monkeypatch.setattr(engine.model, "hidden_states", counted)
-    found = engine([[1, 2, 3]] * 6 + [[4, 5, 6]], SamplingParams(max_new_tokens=3, temperature=1.0))
-    assert rows == [1 + 1]  # one pass over the two different prompts; decoding uses none
+    read = watched(engine, monkeypatch)
+    prompt = [*range(1, 41)]
+    found = engine([prompt] * 6 + [[4, 5, 6]], SamplingParams(max_new_tokens=3, temperature=1.0))
+    # Both prompts; then the others' last token, after a copy of what stands before it, while those two go on.
+    assert read[:3] == [40 + 3, 5 + 2, 7]
     assert len({completion.ids for completion in found[:6]}) > 1  # equal prompts draw from streams of their own
-    monkeypatch.setattr(engine_module, "PREFILL_TOKENS", 8)
-    rows.clear()
-    again = engine([[1, 2, 3]] * 6 + [[4, 5, 6]] + [[7] * 9], SamplingParams(max_new_tokens=3, temperature=1.0))
-    assert rows == [2, 1] and [c.ids for c in again[:7]] == [c.ids for c in found]
-
-
-def watched(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> tuple[list[int], list[int]]:
-    """Rows of each prefill pass, and of each decoding step, as they come."""
-    prefilled: list[int] = []
-    decoded: list[int] = []
-    prefill, decode = engine.model.hidden_states, engine.model.decode
-
-    def seen_prefill(ids, *arguments, **named):
-        prefilled.append(len(ids))
-        return prefill(ids, *arguments, **named)
-
-    def seen_decode(ids, *arguments, **named):
-        decoded.append(len(ids))
-        return decode(ids, *arguments, **named)
-
-    monkeypatch.setattr(engine.model, "hidden_states", seen_prefill)
-    monkeypatch.setattr(engine.model, "decode", seen_decode)
-    return prefilled, decoded
+    read.clear()
+    again = engine([prompt] * 6 + [[4, 5, 6]], SamplingParams(max_new_tokens=3, temperature=1.0))
+    assert read == [7, 7, 7] and [c.ids for c in again] == [c.ids for c in found]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -137,25 +126,14 @@ def test_the_next_turn_is_read_from_where_the_last_one_stopped(temperature, monk
         [*so_far[3], 80, 81, 82, 83],
         so_far[1][:-1],  # read to its end already, so that no logits are kept of it
     ]
-    prefilled, decoded = watched(engine, monkeypatch)
-    for _ in range(2):  # what was kept is of the last call alone: the second time round, other prompts are fresh
+    read = watched(engine, monkeypatch)
+    for rests in (2 + 4 + 1 + 2 + 5 + 1, 6):  # what was sampled last is unread; the second time round all was read
+        read.clear()
         found = engine(prompts, params)
         for index, prompt in enumerate(prompts):
             assert_same(found[index], step_by_step(model, prompt, params, index))
-    assert prefilled == [2, 6]
-    assert decoded[:2] == [4, 6]  # rests of 5, 4, 2 and 1 tokens in one pass; then all six go on together
-
-
-def test_a_long_rest_is_read_anew_with_its_prompt(monkeypatch):
-    model = make_model()
-    engine, params = Engine(model), SamplingParams(max_new_tokens=4)
-    first = engine(PROMPTS[:1], params)[0]
-    prompts = [[*PROMPTS[0], *first.ids, 17, 18], [*PROMPTS[0], *first.ids, 17, 18, 19]]
-    monkeypatch.setattr(engine_module, "CATCH_UP_TOKENS", 3)  # the last id sampled is unread too
-    prefilled, _ = watched(engine, monkeypatch)
-    for index, completion in enumerate(engine(prompts, params)):
-        assert_same(completion, step_by_step(model, prompts[index], params, index))
-    assert prefilled == [1]
+        assert read[0] == rests
+    engine.check()
 
 
 def test_nothing_read_before_new_weights_is_used_after_them():
@@ -238,7 +216,7 @@ def test_what_cannot_be_run_is_refused_in_one_line():
 
 @pytest.mark.parametrize("limit", [8192, 12], ids=["one_pass", "many_passes"])
 def test_scores_are_the_full_forwards_log_softmax(limit, monkeypatch):
-    monkeypatch.setattr(engine_module, "PREFILL_TOKENS", limit)
+    monkeypatch.setattr(engine_module, "SCORING_TOKENS", limit)
     model = make_model()
     generator = torch.Generator().manual_seed(0)
     sequences = [torch.randint(300, (n,), generator=generator).tolist() for n in (9, 1, 33, 2, 33, 12)]

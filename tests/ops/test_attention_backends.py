@@ -13,7 +13,7 @@ from openk2.config.run import TrainConfig
 from openk2.ops.attention import Tiling, exact_peaks, reference_attention
 from openk2.ops.attention_backends import BACKENDS, choose_backend
 
-DIFFERENTIABLE = ["tiled", "sdpa"]  # on the CPU
+DIFFERENTIABLE = ["tiled", "sdpa", "invariant"]  # on the CPU
 SCALE = 0.4
 
 
@@ -114,7 +114,7 @@ def test_auto_takes_what_can_be_trained_with():
     assert choose_backend("auto", torch.device("cpu")) == "tiled"
     assert choose_backend("auto", torch.device("cuda")) == "flex"
     assert choose_backend("sdpa", torch.device("cpu")) == "sdpa"
-    with pytest.raises(ValueError, match="saw 'fast', expected auto, tiled, flex, sdpa"):
+    with pytest.raises(ValueError, match="saw 'fast', expected auto, tiled, flex, sdpa, invariant"):
         choose_backend("fast", torch.device("cpu"))
 
 

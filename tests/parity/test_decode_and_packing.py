@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
 from openk2.config.model import ModelConfig, YarnConfig
+from openk2.engine import Request, Sequence, runner
+from openk2.engine.block_pool import BLOCK
+from openk2.engine.latent_store import PlainStore
+from openk2.engine.runner import run
+from openk2.engine.scheduler import Piece
 from openk2.model.layout import Layout
 from openk2.model.model import Model
+from openk2.protocols import SamplingParams
 
 CONFIG = ModelConfig(
     vocab_size=61,
@@ -60,43 +67,44 @@ def packed(docs: list[torch.Tensor], padding: int = 0) -> tuple[torch.Tensor, to
     return ids, targets, Layout.from_positions(positions, unused)
 
 
+def read_in_pieces(model: Model, docs: list[torch.Tensor], ends: list[list[int]]) -> list[list[torch.Tensor]]:
+    """Logits after each document's piece that ends at `ends[step][row]`, step by step, and experts, by row."""
+    store = PlainStore(model.config, len(docs) * BLOCK, model.compute_dtype)
+    store.write(0, torch.arange(len(docs) * BLOCK), torch.full((len(docs) * BLOCK, CONFIG.latent_dim), 50.0))  # stale
+    sequences = [
+        Sequence(Request((), SamplingParams()), 0, None, np.random.default_rng(0), blocks=[row])
+        for row in range(len(docs))
+    ]
+    found: list[list[torch.Tensor]] = []
+    for step in ends:
+        pieces = []
+        for sequence, doc, end in zip(sequences, docs, step, strict=True):
+            first, sequence.tokens = len(sequence.tokens), doc[:end].tolist()
+            pieces.append(Piece(sequence, first, end))
+        logits, chosen = run(model, store, pieces)
+        found += [[*logits], [*chosen.transpose(0, 1)]]
+    return found
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 @torch.no_grad()
-def test_decoding_from_latents_equals_the_full_forward(variant):
-    """Sequences of different lengths in one batch; each continues from its own prefill."""
+def test_reading_in_pieces_equals_the_full_forward(variant, monkeypatch):
+    """Beginnings, further pieces and single tokens, of sequences of different lengths together; further pieces with
+    their latents unfolded and without."""
     model = build(variant).eval()
-    docs, prefill = [d for d in documents() if len(d) > 4], 3
-    rows, size = len(docs), max(map(len, docs))
-    caches = [torch.full((rows, size, CONFIG.latent_dim), float("nan")) for _ in model.layers]
-    for row, doc in enumerate(docs):
-        latents: list[torch.Tensor] = []
-        model.hidden_states(doc[None, :prefill], cache=latents)
-        for cache, latent in zip(caches, latents, strict=True):
-            cache[row, :prefill] = latent
-            cache[row, prefill:] = 0.0  # a cache holds numbers, if stale ones
+    docs = [d for d in documents() if len(d) > 4]
     full = [model(doc[None])[0] for doc in docs]
     full_chosen = [model.hidden_states(doc[None])[1].chosen for doc in docs]
-    for position in range(prefill, min(map(len, docs))):
-        ids = torch.stack([doc[position] for doc in docs])
-        logits, chosen = model.decode(ids[:, None], caches, torch.full((rows, 1), position))
-        for row in range(rows):
-            torch.testing.assert_close(logits[row], full[row][position], rtol=2e-5, atol=2e-5)
-            assert torch.equal(chosen[:, row].sort(-1).values, full_chosen[row][:, position].sort(-1).values)
-
-
-@torch.no_grad()
-def test_decoding_sequences_at_different_lengths():
-    model = build().eval()
-    docs = [documents()[0], documents()[2]]  # 9 and 14 tokens, the last of each decoded in one call
-    caches = [torch.full((2, 14, CONFIG.latent_dim), 50.0) for _ in model.layers]
-    for row, doc in enumerate(docs):
-        latents: list[torch.Tensor] = []
-        model.hidden_states(doc[None, :-1], cache=latents)
-        for cache, latent in zip(caches, latents, strict=True):
-            cache[row, : len(doc) - 1] = latent
-    logits, _ = model.decode(torch.stack([d[-1:] for d in docs]), caches, torch.tensor([[len(d) - 1] for d in docs]))
-    for row, doc in enumerate(docs):
-        torch.testing.assert_close(logits[row], model(doc[None])[0, -1], rtol=2e-5, atol=2e-5)
+    for short in (0, 64):
+        monkeypatch.setattr(runner, "SHORT", short)
+        for ends in ([[3, 3, 3], [4, 4, 4], [5, 5, 5]], [[1, 6, 2], [5, 9, 3], [9, 14, 5]], [[9, 14, 5]]):
+            steps = read_in_pieces(model, docs, ends)
+            for at, step in enumerate(ends):
+                for row, end in enumerate(step):
+                    torch.testing.assert_close(steps[2 * at][row], full[row][end - 1], rtol=2e-5, atol=2e-5)
+                    assert torch.equal(
+                        steps[2 * at + 1][row].sort(-1).values, full_chosen[row][:, end - 1].sort(-1).values
+                    )
 
 
 @pytest.mark.parametrize("padding", [0, 6])

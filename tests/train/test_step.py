@@ -78,7 +78,7 @@ def test_norms_and_projections_run_twice_with_recompute_and_once_without(recompu
 
     monkeypatch.setattr(norm, "rms_norm", counted(norm.rms_norm, "norm"))
     attention = MultiHeadLatentAttention
-    monkeypatch.setattr(attention, "_keys_values", counted(attention._keys_values, "keys and values"))
+    monkeypatch.setattr(attention, "keys_values", counted(attention.keys_values, "keys and values"))
     model = build()
     model.recompute = recompute
     take_step(model, make_muonclip(model), uneven(), 4)
