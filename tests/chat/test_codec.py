@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openk2.chat import Codec, Tokenizer
-from openk2.chat.template import JINJA, VERSIONS
+from openk2.chat.template import JINJA, VERSIONS, canonical_calls
 from openk2.chat.vocabulary import SPECIAL_OFFSETS
 from openk2.protocols import ChatCodec
 
@@ -170,6 +170,12 @@ def test_user_cannot_ask_for_the_loss(codec: Codec) -> None:
         ("get_weather:0", "get_weather:1"),
         ("functions.get_weather:7", "functions.get_weather:8"),
         ("functions.get_weather:1", "functions.get_weather:0"),
+        ("functions.get_weather:00", "functions.get_weather:01"),
+        ("functions.get_weather", "functions.get_weather#2"),
+        ("functions.other:0", "functions.other:1"),
+        (" functions.get_weather:0\n", " functions.get_weather:1\n"),
+        ("toolu_01A09q90qw90", "chatcmpl-tool-0f4e"),
+        (7, 8),
     ],
 )
 def test_histories_with_other_ids_are_made_canonical(codec: Codec, first: str, second: str) -> None:
@@ -200,6 +206,32 @@ def test_indices_count_the_calls_of_the_dialogue(codec: Codec) -> None:
     text = codec.render([*first, *second])
     assert "<|tool_call_begin|>functions.get_weather:2<|tool_call_argument_begin|>" in text
     assert text.endswith("<|im_system|>get_weather<|im_middle|>## Return of functions.get_weather:2\n    fog<|im_end|>")
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    ["call_{}", "functions_x_{}", "functionsexec{}", "call0000{}", "{}", "x:{}", "functions.x:{}", "functions.x:0{}"],
+)
+def test_ids_used_again_belong_to_the_latest_turn(codec: Codec, spelling: str) -> None:
+    """Two turns with the same ids, the second's results in the other order; the next turn's index goes on."""
+    ids = [spelling.format(at) for at in range(2)]
+    messages: list[dict[str, Any]] = [{"role": "user", "content": "?"}]
+    for turn, order in enumerate(([0, 1], [1, 0])):
+        calls = [call("xy"[at], {"turn": turn}, ids[at]) for at in range(2)]
+        results = [{"role": "tool", "tool_call_id": ids[at], "content": f"{turn}{at}"} for at in order]
+        messages += [{"role": "assistant", "content": "", "tool_calls": calls}, *results]
+    encoded = codec.encode(messages)
+    written = [codec.decode_message(span)["tool_calls"] for span in masked_spans(codec, encoded)]
+    assert [[one["id"] for one in calls] for calls in written] == [
+        ["functions.x:0", "functions.y:1"],
+        ["functions.x:2", "functions.y:3"],
+    ]
+    text = codec.tokenizer.decode(encoded.ids)
+    for name, at, content in [("x", 0, "00"), ("y", 1, "01"), ("y", 3, "11"), ("x", 2, "10")]:
+        assert f"<|im_system|>{name}<|im_middle|>## Return of functions.{name}:{at}\n    {content}<|im_end|>" in text
+    following = [{"role": "assistant", "content": "", "tool_calls": [call("x", {}, ids[0])]}]
+    appended = codec.encode_turns(canonical_calls(following, first_index=4), first_call_index=4).ids
+    assert encoded.ids + appended == codec.encode([*messages, *following]).ids
 
 
 def test_results_take_the_name_of_the_called_tool(codec: Codec) -> None:
