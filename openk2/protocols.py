@@ -111,8 +111,8 @@ class Sampler(Generate, Protocol):
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]: ...
 
-    def sync(self, model: Any) -> None:
-        """Take over the policy's weights."""
+    def sync(self, model: Any) -> str:
+        """Take over the policy's weights in place; returns their hash, which the copy was compared with."""
         ...
 
 

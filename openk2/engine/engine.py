@@ -26,6 +26,7 @@ from torch import Tensor
 from openk2.engine import sampler
 from openk2.engine.block_pool import BLOCK, BlockPool
 from openk2.engine.latent_store import Int8Store, LatentStore, PlainStore
+from openk2.engine.native import NativeDecoder
 from openk2.engine.prefix_tree import PrefixTree
 from openk2.engine.runner import run
 from openk2.engine.scheduler import Piece, Scheduler
@@ -41,15 +42,20 @@ SCORING_TOKENS = 8192  # padded tokens of one scoring pass
 @dataclass(frozen=True)
 class EngineSettings:
     """`cache_tokens` None: a gibibyte's at most, and one whole context at least. `step_tokens` are read at most in one
-    step, and `max_running` sequences at most share it."""
+    step, which `max_running` sequences at most share. `native`, decoding in C++: from the first token on ("wait", some
+    seconds the first time on a machine), once it is compiled ("background": no token waits for it, and with which one
+    it takes over is a matter of chance), or never ("off")."""
 
     cache_tokens: int | None = None
     max_running: int = 256
     step_tokens: int = 4096
     eight_bit_cache: bool = False
     attention: str = "auto"
+    native: str = "wait"
 
     def __post_init__(self) -> None:
+        if self.native not in ("wait", "background", "off"):
+            raise ValueError(f"engine: saw native {self.native!r}, expected wait, background or off")
         for name in ("max_running", "step_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"engine: saw {name} {getattr(self, name)}, expected at least 1")
@@ -94,6 +100,8 @@ class Engine:
         self.scheduler = Scheduler(
             self.pool, self.tree, max_running=self.settings.max_running, step_tokens=self.settings.step_tokens
         )
+        wanted = self.settings.native
+        self.native = None if wanted == "off" else NativeDecoder.make(self.model, self.store, wait=wanted == "wait")
         self._cancelled: list[Sequence] = []
         self.sync(model)
 
@@ -154,7 +162,7 @@ class Engine:
             return ended
         for copy in copies:
             self.store.copy(copy.source * BLOCK, copy.target * BLOCK, copy.num_rows)
-        logits, experts = run(self.model, self.store, pieces)  # run
+        logits, experts = self._run(pieces)  # run
         ready = self._advance(pieces)  # postprocess
         if ready:
             self._take(ready, logits, experts)
@@ -175,6 +183,11 @@ class Engine:
         """AssertionError where a cache block is lost or held by nobody who knows of it."""
         running = [block for sequence in self.scheduler.running for block in sequence.blocks]
         self.pool.check([*running, *self.tree.blocks()])
+
+    def _run(self, pieces: SequenceOf[Piece]) -> tuple[Tensor, Tensor]:
+        if self.native is not None and self.native.can(pieces):
+            return self.native.decode(pieces)
+        return run(self.model, self.store, pieces)
 
     def _drop_cancelled(self) -> list[Sequence]:
         ended = [sequence for sequence in dict.fromkeys(self._cancelled) if sequence.status is not Status.FINISHED]
@@ -202,12 +215,16 @@ class Engine:
     def _take(self, ready: SequenceOf[Sequence], logits: Tensor, experts: Tensor) -> None:
         """A token for each sequence."""
         drawn = sampler.sample(logits, ready)
-        for row, (sequence, token) in enumerate(zip(ready, drawn.tokens, strict=True)):
-            if sequence.constraint is not None:
-                token = sequence.constraint.accept(token)
+        tokens = [
+            sequence.constraint.accept(token) if sequence.constraint is not None else token
+            for sequence, token in zip(ready, drawn.tokens, strict=True)
+        ]
+        log_probs = drawn.log_probs.gather(1, torch.tensor(tokens)[:, None]).squeeze(1).tolist()
+        chosen = experts.transpose(0, 1).numpy()
+        for row, (sequence, token) in enumerate(zip(ready, tokens, strict=True)):
             sequence.tokens.append(token)
-            sequence.log_probs.append(float(drawn.log_probs[row, token]))
-            sequence.experts.append(experts[:, row].numpy())
+            sequence.log_probs.append(log_probs[row])
+            sequence.experts.append(chosen[row])
             wanted = sequence.request.params.top_log_probs
             if wanted:
                 best = drawn.log_probs[row].topk(min(wanted, drawn.log_probs.shape[1]))

@@ -46,20 +46,20 @@ class PlainStore(LatentStore):
     exact = True
 
     def __init__(self, config: ModelConfig, num_slots: int, dtype: torch.dtype) -> None:
-        self._values = _room((config.num_hidden_layers, num_slots, config.latent_dim), dtype)
+        self.values = _room((config.num_hidden_layers, num_slots, config.latent_dim), dtype)
 
     def write(self, layer: int, slots: Tensor, latents: Tensor) -> None:
-        self._values[layer].index_copy_(0, slots, latents)
+        self.values[layer].index_copy_(0, slots, latents)
 
     def read(self, layer: int, slots: Tensor) -> Tensor:
-        return self._values[layer].index_select(0, slots.flatten()).unflatten(0, slots.shape)
+        return self.values[layer].index_select(0, slots.flatten()).unflatten(0, slots.shape)
 
     def copy(self, source: int, target: int, count: int) -> None:
-        self._values[:, target : target + count] = self._values[:, source : source + count]
+        self.values[:, target : target + count] = self.values[:, source : source + count]
 
     @property
     def bytes_per_token(self) -> int:
-        return self._values[:, 0].nbytes
+        return self.values[:, 0].nbytes
 
 
 class Int8Store(LatentStore):

@@ -50,7 +50,7 @@ def check(params: SamplingParams) -> None:
 
 def stream(seed: int, number: int) -> np.random.Generator:
     """The uniform numbers that one sequence draws with, one a token."""
-    return np.random.Generator(np.random.Philox(key=[seed, number]))
+    return np.random.Generator(np.random.Philox(key=np.array([seed, number], dtype=np.uint64)))
 
 
 def sample(logits: Tensor, sequences: SequenceOf[Sequence]) -> Draw:

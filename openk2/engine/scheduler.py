@@ -54,12 +54,15 @@ class Scheduler:
     def schedule(self) -> tuple[list[Piece], list[Copy]]:
         """The next pieces, at least one where anything is left to do."""
         pieces: list[Piece] = []
+        left = self.step_tokens
         for sequence in sorted(self.running, key=lambda s: s.num_pending):
-            left = self.step_tokens - sum(piece.last - piece.first for piece in pieces)
             if left and sequence.status is Status.RUNNING:  # a younger one may just have lost its blocks
-                self._plan(sequence, left, pieces)
+                last = min(sequence.num_computed + left, len(sequence.tokens))
+                if self._cover(sequence, last):
+                    pieces.append(Piece(sequence, sequence.num_computed, last))
+                    left -= last - sequence.num_computed
         pieces = [piece for piece in pieces if piece.sequence.status is Status.RUNNING]
-        return pieces, self._admit(pieces)
+        return pieces, self._admit(pieces) if self.waiting else []
 
     def admit_alone(self, sequence: Sequence) -> None:
         """Blocks for all tokens of a sequence that is read outside `schedule`, nothing of it taken from the tree."""
@@ -75,12 +78,6 @@ class Scheduler:
         for block in sequence.blocks:
             self.pool.release(block)
         sequence.blocks, sequence.num_computed = [], 0
-
-    def _plan(self, sequence: Sequence, left: int, pieces: list[Piece]) -> None:
-        """Add the sequence's next piece, if blocks for it can be had."""
-        last = min(sequence.num_computed + left, len(sequence.tokens))
-        if self._cover(sequence, last):
-            pieces.append(Piece(sequence, sequence.num_computed, last))
 
     def _cover(self, sequence: Sequence, last: int) -> bool:
         """Blocks for the first `last` tokens of a running sequence; false where it lost its own instead."""

@@ -277,7 +277,8 @@ class Model(nn.Module):
                     out, routing = block.mlp(normed)
                     x = x + out
                     choices.append(routing.chosen if last else routing.chosen.index_select(0, read))
-            chosen = torch.stack(choices) if choices else torch.zeros(0, len(read), 0, dtype=torch.int64)
+            nobody = torch.zeros(0, len(read), self.config.num_experts_per_tok, dtype=torch.int64)
+            chosen = torch.stack(choices) if choices else nobody
             return self.logits(self.norm(x)), chosen
 
     def routers(self) -> list[Router]:
