@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from openk2.config.model import ModelConfig
+from openk2.plan.cache import SCALE_GROUP
 
-GROUP = 64  # values of a latent that share a scale
 HALF = torch.finfo(torch.float16)
 
 
@@ -73,9 +73,9 @@ class Int8Store(LatentStore):
 
     def __init__(self, config: ModelConfig, num_slots: int, dtype: torch.dtype) -> None:
         layers, self._rank = config.num_hidden_layers, config.kv_lora_rank
-        self._group = min(GROUP, self._rank)
+        self._group = min(SCALE_GROUP, self._rank)
         if self._rank % self._group:
-            raise ValueError(f"8-bit cache: saw kv_lora_rank {self._rank}, expected a multiple of {GROUP}, or less")
+            raise ValueError(f"8-bit cache: saw kv_lora_rank {self._rank}, expected a multiple of {SCALE_GROUP}, or less")
         self._latents = _room((layers, num_slots, self._rank), torch.int8)
         self._scales = _room((layers, num_slots, self._rank // self._group), torch.float16)
         self._rope = _room((layers, num_slots, config.qk_rope_head_dim), dtype)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from openk2.config import ModelConfig
 
 BF16_BYTES = 2
-_FP8_TILE = 128  # latent values that share one fp32 scale
-_SCALE_BYTES = 4
+SCALE_GROUP = 64  # values of an 8-bit latent that share one fp16 scale
+_SCALE_BYTES = 2
 
 
 @dataclass(frozen=True)
@@ -29,20 +29,20 @@ class CacheRatio:
 class CachePlan:
     values_per_layer: int  # per token
     bytes_per_token: int  # bf16, all layers
-    fp8_bytes_per_layer: int  # per token: FP8 latent with its scales, bf16 rotary key
+    eight_bit_bytes_per_layer: int  # per token, as the engine keeps it: 8-bit latent, its scales, bf16 rotary key
     ratios: tuple[CacheRatio, ...]
 
 
 def plan_cache(config: ModelConfig) -> CachePlan:
     """The latent cache of a model; the alternatives hold bf16 keys and values of every head."""
     latent = config.latent_dim
-    scales = -(-config.kv_lora_rank // _FP8_TILE) * _SCALE_BYTES
-    fp8 = config.kv_lora_rank + scales + BF16_BYTES * config.qk_rope_head_dim
+    scales = -(-config.kv_lora_rank // SCALE_GROUP) * _SCALE_BYTES
+    eight_bit = config.kv_lora_rank + scales + BF16_BYTES * config.qk_rope_head_dim
     heads, value = config.num_attention_heads, config.v_head_dim
     stored = (
         ("bf16", BF16_BYTES * latent),
         ("8-bit throughout (ideal)", latent),
-        ("FP8 latent with scales, bf16 rotary key", fp8),
+        ("8-bit latent with scales, bf16 rotary key", eight_bit),
     )
     alternatives = (
         (
@@ -59,4 +59,4 @@ def plan_cache(config: ModelConfig) -> CachePlan:
         for form, size in stored
         for against, values in alternatives
     )
-    return CachePlan(latent, BF16_BYTES * latent * config.num_hidden_layers, fp8, ratios)
+    return CachePlan(latent, BF16_BYTES * latent * config.num_hidden_layers, eight_bit, ratios)

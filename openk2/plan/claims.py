@@ -35,12 +35,12 @@ def figures() -> dict[str, Any]:
     """The numbers that the texts refer to, counted from K2's config."""
     config = MODEL_PRESETS["k2_1t"]
     parameters, cache = plan_parameters(config), plan_cache(config)
-    names = [f"{against}_{stored}" for stored in ("bf16", "ideal", "fp8") for against in ("own", "plain")]
+    names = [f"{against}_{stored}" for stored in ("bf16", "ideal", "8bit") for against in ("own", "plain")]
     ratios = dict(zip(names, (item.ratio for item in cache.ratios), strict=True))
     return ratios | {
         "own": config.num_attention_heads * (config.qk_head_dim + config.v_head_dim),
         "latent": cache.values_per_layer,
-        "fp8_bytes": cache.fp8_bytes_per_layer,
+        "eight_bit_bytes": cache.eight_bit_bytes_per_layer,
         "plain_128": 128 * (config.qk_nope_head_dim + config.v_head_dim) / cache.values_per_layer,
         "total": f"{parameters.total:,}",
         "total_t": parameters.total / 1e12,

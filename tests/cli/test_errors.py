@@ -12,8 +12,7 @@ import pytest
 from small_checkpoint import talk_line, write_lines
 
 import openk2
-from openk2 import cli
-from openk2.cli import main
+from openk2.cli import checks, main
 from openk2.observe.lock import RunLock
 
 COMMANDS = (
@@ -225,7 +224,7 @@ def test_ctrl_c_ends_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     def pressed(*_: object) -> None:
         raise KeyboardInterrupt("pretrain: stopped at step 3, saved")
 
-    monkeypatch.setattr(cli, "_params", pressed)
+    monkeypatch.setattr(checks, "_params", pressed)
     assert main(["params", "tiny"]) == 130
     assert capsys.readouterr().err == "\npretrain: stopped at step 3, saved\n"
 

@@ -90,7 +90,7 @@ def test_cache_of_k2() -> None:
     plan = plan_cache(K2)
     assert plan.bytes_per_token == 70_272
     assert plan.values_per_layer == 576
-    assert plan.fp8_bytes_per_layer == 656
+    assert plan.eight_bit_bytes_per_layer == 656
     assert [round(item.ratio, 1) for item in plan.ratios] == [35.6, 28.4, 71.1, 56.9, 62.4, 50.0]
     assert all("64 heads" in item.against for item in plan.ratios)
 

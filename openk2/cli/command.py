@@ -1,0 +1,86 @@
+"""What commands are made of: a parser, settings by dotted options, a console, a loaded checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+ConfigT = TypeVar("ConfigT")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with its complaints on one line and without abbreviated options."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{**options, "allow_abbrev": False})
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{self.prog}: {message}; see {self.prog} --help")
+
+
+def command(
+    commands: Any,
+    name: str,
+    run: Callable[[argparse.Namespace], int | None],
+    text: str,
+    example: str,
+    overrides: Any = None,
+) -> argparse.ArgumentParser:
+    """A sub-command; `overrides()` gives the config whose fields it can set, listed in its help."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=text,
+        description=text,
+        epilog=f"example:\n  {example}" + ("\n\nsettings: openk2 " + name + " --list-settings" if overrides else ""),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run, takes_overrides=overrides is not None)
+    if overrides is not None:
+        parser.add_argument("--list-settings", action=_ListSettings, settings=overrides, help="every --section.field")
+    return parser
+
+
+class _ListSettings(argparse.Action):
+    """Prints the fields that can be set, with their types and values."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, settings: Callable[[], Any], **options: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, **options)
+        self.settings = settings
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from openk2.config.overrides import option_table
+
+        for option in option_table(self.settings()):
+            print(f"--{option.path} {option.value}  ({option.type})  {option.help}".rstrip())
+        parser.exit(0)
+
+
+def overridden(config: ConfigT, arguments: argparse.Namespace) -> ConfigT:
+    from openk2.config.overrides import apply_overrides
+
+    return apply_overrides(config, arguments.overrides)
+
+
+def open_console(arguments: argparse.Namespace, *, quiet: bool = False) -> Any:
+    from openk2.observe.console import Console
+
+    return Console(quiet=quiet or getattr(arguments, "quiet", False))
+
+
+def made_by() -> str:
+    return "openk2 " + " ".join(sys.argv[1:])
+
+
+def load_chat(folder: Path, *, trained: bool) -> Any:
+    """Model and codec; with fp32 weights where it is to be trained."""
+    import torch
+
+    from openk2.checkpoint.variant import load
+
+    model, codec = load(folder, dtype=torch.float32 if trained else None)
+    if codec is None:
+        raise ValueError(f"{folder}: saw no tokenizer, expected tokenizer.json or tiktoken.model beside the weights")
+    return model, codec
