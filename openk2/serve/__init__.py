@@ -1,1 +1,1 @@
-"""Talking to a model: the terminal chat."""
+"""Talking to a model: over HTTP, on a page, in the terminal."""

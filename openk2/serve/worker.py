@@ -1,0 +1,228 @@
+"""The thread that steps the engine, and what it is handed.
+
+Invariants: the engine is touched by this thread alone; every job that was
+taken ends with exactly one `Ended` or `ApiError`, also where the engine
+breaks; nothing here waits for a client. Left out: restarting an engine that
+broke (its cache may hold anything; let a supervisor start a new process).
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from openk2.engine.engine import Usage
+from openk2.engine.sequence import Request, Sequence, Status
+from openk2.protocols import Grammar, SamplingParams
+from openk2.serve.answers import Answer, Piece
+from openk2.serve.errors import ApiError
+from openk2.serve.metrics import Metrics
+
+
+class StepEngine(Protocol):
+    """What is asked of an engine (`openk2.engine.engine.Engine`)."""
+
+    model: Any  # its config is read
+
+    @property
+    def has_work(self) -> bool: ...
+
+    def submit(self, request: Request) -> Sequence:
+        """Raises `ValueError` for a request that can never run."""
+        ...
+
+    def cancel(self, sequence: Sequence) -> None: ...
+
+    def step(self) -> SequenceOf[Sequence]:
+        """One pass; the sequences that ended in it."""
+        ...
+
+    def usage(self) -> Usage: ...
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """The engine has taken the job on."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The job's end, as OpenAI says it, the stop string that brought it, and what it took."""
+
+    reason: str
+    stop_string: str | None
+    prompt_tokens: int
+    cached_tokens: int
+    sampled_tokens: int
+
+
+Event = Admitted | Piece | Ended | ApiError
+
+
+@dataclass(eq=False)
+class Job:
+    """One continuation: what to sample, how to show it, and where to send that. `post` is called on the thread."""
+
+    prompt: tuple[int, ...]
+    params: SamplingParams
+    answer: Answer
+    stream: int = 0
+    grammar: Grammar | None = None
+    post: Callable[[Event], None] = field(init=False)
+    sequence: Sequence | None = None
+    last: float = field(default_factory=time.monotonic)  # when it arrived, then when its newest token came
+
+
+class Worker:
+    """Runs jobs on `engine`. `submit` and `cancel` may be called from any thread."""
+
+    def __init__(self, engine: StepEngine, metrics: Metrics, *, max_waiting: int) -> None:
+        self._engine, self._metrics, self._max_waiting = engine, metrics, max_waiting
+        self._changed = threading.Condition()
+        self._arrived: list[Job] = []
+        self._cancelled: list[Job] = []
+        self._live: set[Job] = set()  # without an end
+        self._waiting: set[Job] = set()  # without a token
+        self._running: dict[Sequence, Job] = {}
+        self._stopping = False
+        self.failure = ""  # what broke the engine
+        self.usage: Usage = engine.usage()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    @property
+    def ready(self) -> bool:
+        return self._thread.is_alive() and not self.failure and not self._stopping
+
+    @property
+    def num_queued(self) -> int:
+        """Jobs that have not reached the engine."""
+        return len(self._arrived)
+
+    def submit(self, jobs: SequenceOf[Job]) -> None:
+        """Queue all of `jobs`, or none and raise `ApiError`."""
+        with self._changed:
+            if not self.ready:
+                raise ApiError(503, self.failure or "the server is stopping; ask another one")
+            if len(jobs) > self._max_waiting:
+                raise ApiError(
+                    400, f"n: saw {len(jobs)} continuations, expected at most {self._max_waiting}; ask for fewer"
+                )
+            if len(self._waiting) + len(jobs) > self._max_waiting:
+                raise ApiError(
+                    429,
+                    f"the server is full: {len(self._waiting)} continuations wait, at most {self._max_waiting} may; "
+                    "try again later",
+                    code="rate_limit_exceeded",
+                    headers={"retry-after": "1"},
+                )
+            self._arrived += jobs
+            self._live.update(jobs)
+            self._waiting.update(jobs)
+            self._changed.notify()
+
+    def cancel(self, jobs: SequenceOf[Job]) -> None:
+        """End `jobs` at the next step; those that have ended are left alone."""
+        with self._changed:
+            self._cancelled += jobs
+            self._changed.notify()
+
+    def stop(self, timeout: float = 10.0) -> None:
+        """End the thread after the step that it is in; whatever runs is given up."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        self._thread.join(timeout)
+
+    def _run(self) -> None:
+        try:
+            while self._wait():
+                self._take_on()
+                if self._engine.has_work:
+                    for sequence in self._engine.step():
+                        self._end(sequence)
+                self.usage = self._engine.usage()
+            self._fail(ApiError(503, "the server stopped while this request ran; ask again"))
+        except Exception as error:
+            traceback.print_exc(file=sys.stderr)
+            self.failure = f"the engine has failed ({type(error).__name__}) and takes no more requests"
+            print(f"error: {self.failure}; restart the server", file=sys.stderr, flush=True)
+            self._fail(ApiError(500, "the engine failed while this request ran; restart the server", code="engine"))
+
+    def _wait(self) -> bool:
+        """Sleep until there is something to do; False where that is to end."""
+        with self._changed:
+            while not (self._stopping or self._arrived or self._cancelled or self._engine.has_work):
+                self._changed.wait()
+            return not self._stopping
+
+    def _take_on(self) -> None:
+        with self._changed:
+            arrived, self._arrived = self._arrived, []
+            cancelled, self._cancelled = self._cancelled, []
+        for job in arrived:
+            self._begin(job)
+        for job in cancelled:
+            if job.sequence is not None and job.sequence in self._running:
+                self._engine.cancel(job.sequence)
+
+    def _begin(self, job: Job) -> None:
+        request = Request(
+            job.prompt, job.params, stream=job.stream, grammar=job.grammar, on_token=lambda _: self._on_token(job)
+        )
+        try:
+            job.sequence = self._engine.submit(request)
+        except ValueError as error:
+            self._finish(job, ApiError(400, str(error)))
+            return
+        self._running[job.sequence] = job
+        self._metrics.prompt_tokens.inc(len(job.prompt))
+        job.post(Admitted())
+        if job.sequence.status is Status.FINISHED:  # nothing legal fits into the tokens that are left
+            self._end(job.sequence)
+
+    def _on_token(self, job: Job) -> bool:
+        """Send on what the newest token adds; true where no further one is wanted."""
+        assert job.sequence is not None
+        now = time.monotonic()
+        if job.sequence.num_sampled == 1:
+            with self._changed:
+                self._waiting.discard(job)
+            self._metrics.first_token.observe(now - job.last)
+            self._metrics.cached_tokens.inc(job.sequence.num_cached)
+        else:
+            self._metrics.next_token.observe(now - job.last)
+        job.last = now
+        self._metrics.generated_tokens.inc()
+        piece = job.answer.take(job.sequence)
+        if piece:
+            job.post(piece)
+        return job.answer.stop_string is not None
+
+    def _end(self, sequence: Sequence) -> None:
+        job = self._running.pop(sequence)
+        piece = job.answer.close()
+        if piece:
+            job.post(piece)
+        reason, stop_string = job.answer.reason(sequence.finish_reason), job.answer.stop_string
+        self._finish(job, Ended(reason, stop_string, len(job.prompt), sequence.num_cached, sequence.num_sampled))
+
+    def _finish(self, job: Job, last: Ended | ApiError) -> None:
+        with self._changed:
+            self._live.discard(job)
+            self._waiting.discard(job)
+        job.post(last)
+
+    def _fail(self, error: ApiError) -> None:
+        with self._changed:
+            left = list(self._live)
+        for job in left:
+            self._finish(job, error)
