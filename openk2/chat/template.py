@@ -91,9 +91,10 @@ def canonical_calls(messages: Sequence[Message], *, first_index: int = 0, keep: 
 
     Calls are numbered from `first_index` in order. With `keep`, an id already
     canonical stays and numbering goes on after it (turns of a dialogue whose
-    tokens exist). A result names its call by the latest use of the old id; a
-    result of a call not among `messages` keeps its id. A result without a name
-    gets the tool's. Foreign ids in a history make the model copy them, which
+    tokens exist). A result names its call by the latest use of the old id;
+    where calls of one message share an id, or have none, results take them in
+    order. A result of a call not among `messages` keeps its id. A result
+    without a name gets the tool's. Foreign ids in a history make the model copy them, which
     is the first cause of broken tool loops.
     """
     naming = _Naming(first_index, keep)
@@ -101,22 +102,26 @@ def canonical_calls(messages: Sequence[Message], *, first_index: int = 0, keep: 
 
 
 class _Naming:
-    """The running state of `canonical_calls`: the next index, and what each old id is called now."""
+    """The running state of `canonical_calls`: the next index, and which calls each old id stands for now."""
 
     def __init__(self, first_index: int, keep: bool) -> None:
         self._index = first_index
         self._keep = keep
-        self._renamed: dict[str, CallId] = {}
+        self._renamed: dict[str, list[CallId]] = {}  # of the last message that used the id; the next result's first
 
     def message(self, path: str, message: Message) -> Message:
         if message.get("tool_calls"):
-            calls = [self._call(f"{path}.tool_calls[{at}]", call) for at, call in enumerate(message["tool_calls"])]
+            renamed: dict[str, list[CallId]] = {}
+            calls = [
+                self._call(f"{path}.tool_calls[{at}]", call, renamed) for at, call in enumerate(message["tool_calls"])
+            ]
+            self._renamed |= renamed
             return {**message, "tool_calls": calls}
         if message.get("role") == "tool":
             return self._result(message)
         return message
 
-    def _call(self, path: str, call: Any) -> dict[str, Any]:
+    def _call(self, path: str, call: Any, renamed: dict[str, list[CallId]]) -> dict[str, Any]:
         try:
             name, old = call["function"]["name"], str(call.get("id") or "")
         except (KeyError, TypeError, AttributeError):
@@ -128,12 +133,15 @@ class _Naming:
         if self._keep and given is not None and given.name == name:
             new = given
         self._index = new.index + 1
-        self._renamed[old] = new
+        renamed.setdefault(old, []).append(new)
         return {**call, "id": str(new)}
 
     def _result(self, message: Message) -> Message:
         old = str(message.get("tool_call_id") or "")
-        call = self._renamed.get(old) or CallId.parse(old)
+        waiting = self._renamed.get(old, [])
+        call = waiting[0] if waiting else CallId.parse(old)
+        if len(waiting) > 1:
+            waiting.pop(0)
         name = message.get("name") or (call.name if call else None)
         return {**message, "tool_call_id": str(call) if call else old, "name": name}
 
@@ -235,7 +243,11 @@ _JINJA_REVISED = """\
   {%- set token = {'user': '<|im_user|>', 'assistant': '<|im_assistant|>'}.get(message['role'], '<|im_system|>') -%}
   {%- if message['role'] == 'tool' -%}
     {%- set old = (message.get('tool_call_id') or '') | string -%}
-    {%- set id = seen.ids.get(old, old) -%}
+    {%- set waiting = seen.ids.get(old, []) -%}
+    {%- set id = waiting[0] if waiting else old -%}
+    {%- if waiting | length > 1 -%}
+      {%- set seen.ids = dict(seen.ids, **{old: waiting[1:]}) -%}
+    {%- endif -%}
     {%- set called = id[10:].rpartition(':')[0] if id.startswith('functions.') else '' -%}
     {{- token ~ (message.get('name') or called or 'tool') ~ '<|im_middle|>' -}}
     {{- '## Return of ' ~ id ~ '\\n    ' ~ text(message['content']) -}}
@@ -244,14 +256,17 @@ _JINJA_REVISED = """\
   {%- endif -%}
   {%- if message['role'] == 'assistant' and message.get('tool_calls') -%}
     {{- '<|tool_calls_section_begin|>' -}}
+    {%- set begun = namespace(ids={}) -%}
     {%- for call in message['tool_calls'] -%}
       {%- set id = 'functions.' ~ call['function']['name'] ~ ':' ~ seen.calls -%}
-      {%- set seen.ids = dict(seen.ids, **{(call.get('id') or '') | string: id}) -%}
+      {%- set old = (call.get('id') or '') | string -%}
+      {%- set begun.ids = dict(begun.ids, **{old: begun.ids.get(old, []) + [id]}) -%}
       {%- set seen.calls = seen.calls + 1 -%}
       {%- set arguments = call['function'].get('arguments', '') -%}
       {{- '<|tool_call_begin|>' ~ id ~ '<|tool_call_argument_begin|>' -}}
       {{- (arguments if arguments is string else arguments | tojson) ~ '<|tool_call_end|>' -}}
     {%- endfor -%}
+    {%- set seen.ids = dict(seen.ids, **begun.ids) -%}
     {{- '<|tool_calls_section_end|>' -}}
   {%- endif -%}
   {{- '<|im_end|>' -}}

@@ -234,6 +234,28 @@ def test_ids_used_again_belong_to_the_latest_turn(codec: Codec, spelling: str) -
     assert encoded.ids + appended == codec.encode([*messages, *following]).ids
 
 
+@pytest.mark.parametrize("spelling", [None, "", "call_1", "functions.get_weather"])
+def test_calls_that_share_an_id_take_their_results_in_order(codec: Codec, spelling: str | None) -> None:
+    """Of one message, which the template of the exported checkpoint sees alike."""
+    sandbox = pytest.importorskip("jinja2.sandbox")
+    call = {"id": spelling, "type": "function", "function": {"name": "get_weather", "arguments": "{}"}}
+    other = {**call, "function": {"name": "get_time", "arguments": "{}"}}
+    answers = [{"role": "tool", "tool_call_id": spelling, "content": text} for text in ("sun", "noon", "rain")]
+    turn = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "", "tool_calls": [call, other, call]}]
+    messages = [*turn, *answers, *turn, *answers[:1]]
+    tied = [(m["tool_call_id"], m["content"]) for m in canonical_calls(messages) if m["role"] == "tool"]
+    assert tied == [
+        ("functions.get_weather:0", "sun"),
+        ("functions.get_time:1", "noon"),
+        ("functions.get_weather:2", "rain"),
+        ("functions.get_weather:3", "sun"),
+    ]
+    environment = sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
+    rendered = environment.from_string(JINJA["revised"]).render(messages=messages, tools=None)
+    assert rendered == codec.render(messages)
+
+
 def test_results_take_the_name_of_the_called_tool(codec: Codec) -> None:
     assert "<|im_system|>get_weather<|im_middle|>## Return of functions.get_weather:0\n    sunny" in codec.render(ROUND)
     named = [*ROUND[:2], {**ROUND[2], "name": "other"}]
