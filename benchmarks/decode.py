@@ -8,8 +8,8 @@ included. The peer runs at the best of its settings, searched first: experts eag
 static cache, with and without torch.compile; a bare loop around its forward pass, which spares it the work of
 `generate`. Each side has a process of its own and they take turns; compiling is not counted. Rows `decode/MODEL/bN` of
 `tiny` (the preset) and `1b` (1B parameters, a fifth of them active); `bandwidth/MODEL`, the rate at which ours reads
-weights and cache at batch 1, against that of summing a tensor of 1 GiB in the same run; `prefix/MODEL`, the times to the
-first token of two requests that share a prefix of 2,048 tokens (1,984 for `tiny`, whose context is 2,048).
+weights and cache at batch 1, against that of summing a tensor of 1 GiB in the same run; `prefix/MODEL`, the times to
+the first token of two requests that share a prefix of 2,048 tokens (1,984 for `tiny`, whose context is 2,048).
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ CANDIDATES = [
 ]
 
 
-def prompts(config: ModelConfig, count: int, length: int = PROMPT) -> list[list[int]]:
-    generator = torch.Generator().manual_seed(0)
+def prompts(config: ModelConfig, count: int, length: int = PROMPT, seed: int = 0) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(seed)
     return torch.randint(config.vocab_size, (count, length), generator=generator).tolist()
 
 

@@ -63,6 +63,7 @@ def _build_parser() -> argparse.ArgumentParser:
         use.add_evaluate,
         use.add_chat,
         use.add_serve,
+        use.add_testrun,
         checks.add_params,
         checks.add_audit,
         checks.add_verify_resume,

@@ -75,7 +75,9 @@ class Int8Store(LatentStore):
         layers, self._rank = config.num_hidden_layers, config.kv_lora_rank
         self._group = min(SCALE_GROUP, self._rank)
         if self._rank % self._group:
-            raise ValueError(f"8-bit cache: saw kv_lora_rank {self._rank}, expected a multiple of {SCALE_GROUP}, or less")
+            raise ValueError(
+                f"8-bit cache: saw kv_lora_rank {self._rank}, expected a multiple of {SCALE_GROUP} or less"
+            )
         self._latents = _room((layers, num_slots, self._rank), torch.int8)
         self._scales = _room((layers, num_slots, self._rank // self._group), torch.float16)
         self._rope = _room((layers, num_slots, config.qk_rope_head_dim), dtype)

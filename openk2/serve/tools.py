@@ -246,7 +246,9 @@ def _command(entry: str) -> list[str]:
         raise ValueError(f"serve: saw the tool {entry!r}, expected a command line ({error}); correct it") from None
     if not command or shutil.which(command[0]) is None:
         known = ", ".join(name for name in TOOL_NAMES if name != _NEEDS_TABLE)
-        raise ValueError(f"serve: saw the tool {entry!r}, expected one of {known}, or the command line of an MCP server")
+        raise ValueError(
+            f"serve: saw the tool {entry!r}, expected one of {known}, or the command line of an MCP server"
+        )
     return command
 
 

@@ -74,7 +74,8 @@ export function renderText(container, text) {
       node = fresh;
     }
     if (kind === "code") setText(node.querySelector("figcaption > span"), block.language || "code");
-    setText(kind === "code" ? node.querySelector("code") : node, block.lines.join("\n"));
+    if (kind === "code") setText(node.querySelector("code"), block.lines.join("\n"));
+    else setParagraph(node, visible(block.lines.join("\n")));
   });
   while (container.children.length > wanted.length) container.lastElementChild.remove();
 }
@@ -82,6 +83,14 @@ export function renderText(container, text) {
 export function setText(node, text) {
   const shown = visible(text);
   if (node.textContent !== shown) node.textContent = shown;
+}
+
+// A paragraph, what stands between `backticks` as code.
+function setParagraph(node, text) {
+  if (node.dataset.text === text) return;
+  node.dataset.text = text;
+  const parts = text.split(/`([^`\n]+)`/);
+  node.replaceChildren(...parts.map((part, at) => (at % 2 ? el("code", {}, part) : part)));
 }
 
 function codeBlock() {

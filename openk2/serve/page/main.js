@@ -87,25 +87,27 @@ function setPanel(open) {
   document.body.classList.toggle("panel-open", open);
   $("toggle-panel").ariaExpanded = String(open);
   for (const part of [$("head"), $("main")]) part.inert = open && narrow.matches;
-  if (!narrow.matches) save("panel", open);
+}
+
+function togglePanel() {
+  const open = !document.body.classList.contains("panel-open");
+  setPanel(open);
+  if (narrow.matches) $(open ? "close-panel" : "toggle-panel").focus();
+  else save("panel", open);
 }
 
 function closeDrawer() {
   if (!narrow.matches || !document.body.classList.contains("panel-open")) return false;
-  setPanel(false);
-  $("toggle-panel").focus();
+  togglePanel();
   return true;
 }
 
 const layPanel = () => setPanel(!narrow.matches && load("panel", true));
 narrow.addEventListener("change", layPanel);
-$("toggle-panel").addEventListener("click", () => {
-  setPanel(!document.body.classList.contains("panel-open"));
-  if (narrow.matches) $("close-panel").focus();
-});
-$("close-panel").addEventListener("click", () => closeDrawer() || setPanel(false));
+$("toggle-panel").addEventListener("click", togglePanel);
+$("close-panel").addEventListener("click", togglePanel);
 $("shade").addEventListener("click", closeDrawer);
-$("reset").addEventListener("click", () => settings.reset());
+$("reset-settings").addEventListener("click", () => settings.reset());
 
 // Colours, help, key ---------------------------------------------------------------------------------------------------
 

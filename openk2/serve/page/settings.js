@@ -1,5 +1,6 @@
 // The settings of an answer: fields of the panel <-> what is remembered <-> a request's body.
 
+import { visible } from "./dom.js";
 import { load, save } from "./storage.js";
 
 const NUMBERS = [
@@ -71,7 +72,7 @@ export class Settings {
       new Option("the model decides", "auto"),
       new Option("no calls", "none"),
       new Option("some call", "required"),
-      ...names.map((name) => new Option(`call ${name}`, `=${name}`)),
+      ...names.map((name) => new Option(`call ${visible(name)}`, `=${name}`)),
     );
     select.value = wanted;
     if (select.value !== wanted) select.value = "auto";
@@ -99,7 +100,7 @@ function numberProblem(field) {
   const { validity } = field;
   const range = [field.min && `at least ${field.min}`, field.max && `at most ${field.max}`].filter(Boolean).join(" and ");
   const kind = field.step === "1" ? "a whole number" : "a number";
-  const problem = validity.valid ? "" : `${field.labels[0].textContent}: expected ${kind}${range && `, ${range}`}.`;
+  const problem = validity.valid ? "" : `${field.labels[0].textContent.trim()}: expected ${kind}${range && `, ${range}`}.`;
   mark(field, problem);
   return problem;
 }

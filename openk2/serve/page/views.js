@@ -15,7 +15,7 @@ export class UserView {
 
   edit() {
     if (this.form) return this.form.querySelector("textarea").focus();
-    const area = el("textarea", { value: this.text, ariaLabel: "Edit your message", dir: "auto" });
+    const area = el("textarea", { value: this.text, rows: 1, ariaLabel: "Edit your message", dir: "auto" });
     const send = el("button", { type: "submit", className: "primary" }, "Send");
     const cancel = el("button", { type: "button", className: "secondary", onclick: () => this.endEdit() }, "Cancel");
     const hint = el("small", { className: "muted" }, "What follows it will be replaced.");
@@ -106,7 +106,7 @@ export class CallView {
   }
 
   setArguments(text) {
-    setText(this.preview, text.replace(/\s+/g, " ").slice(0, 200));
+    setText(this.preview, oneLine(text));
     setText(this.arguments, indentJson(text));
   }
 
@@ -117,6 +117,7 @@ export class CallView {
 
   setResult(text, state) {
     this.setState(state);
+    this.preview.append(" → ", visible(oneLine(text)));
     const shown = el("pre", { tabIndex: 0, dir: "auto", className: "result", ariaLabel: "Result" });
     shown.textContent = visible(text);
     this.inside.append(el("h4", {}, state === "refused" ? "Refused" : "Result"), shown);
@@ -137,7 +138,7 @@ export class CallView {
     this.root.open = true;
     this.inside.append(form);
     area.focus({ preventScroll: true });
-    form.scrollIntoView({ block: "nearest" });
+    this.root.scrollIntoView({ block: "end" });
     return new Promise((resolve, reject) => {
       const end = (settle, value) => {
         form.remove();
@@ -151,6 +152,8 @@ export class CallView {
     });
   }
 }
+
+const oneLine = (text) => text.replace(/\s+/g, " ").slice(0, 200);
 
 export function sendOnEnter(area, form) {
   area.addEventListener("keydown", (event) => {

@@ -1,0 +1,201 @@
+"""What the HTTP server costs beside the engine it serves, and how any endpoint streams.
+
+    python benchmarks/serve.py [--quick] [--json FILE]
+    python benchmarks/serve.py --url http://HOST:PORT/v1 [--model NAME] [--streams 16]
+
+Without --url: the engine by itself against `openk2 serve` in a process of its own, asked by 16 streaming clients on the
+same computer, whose work counts as the server's. Same random weights, prompts of 128 tokens (others in each round) and
+numbers of new tokens; a round is all 16 answers from the first request to the last token, and the two take turns. Rows
+`serve/MODEL/c16` of `tiny` and `1b` (as in decode.py); the ratio is the server's throughput over the engine's.
+With --url: rounds of streaming completions of any OpenAI-compatible endpoint, the key from OPENAI_API_KEY: tokens a
+second, times to the first token and between tokens. Row `endpoint/NAME/cN`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any
+
+import httpx
+import torch
+from _rows import Apart, Rows, seconds
+from decode import MODELS, prompts
+
+from openk2.chat.codec import Codec
+from openk2.chat.tokenizer import Tokenizer
+from openk2.checkpoint.variant import export_variant, load
+from openk2.engine import Engine
+from openk2.model.model import Model
+from openk2.protocols import SamplingParams
+
+STREAMS = 16
+NEW = {"tiny": 128, "1b": 32}
+
+
+@dataclass
+class Answer:
+    """Of one streamed completion: its tokens (0 where the server does not say) and when each part came, in seconds."""
+
+    tokens: int
+    arrivals: list[float]
+
+
+async def stream(client: httpx.AsyncClient, model: str, prompt: Any, new: int) -> Answer:
+    body = {"model": model, "prompt": prompt, "max_tokens": new, "temperature": 0, "stream": True}
+    body["stream_options"] = {"include_usage": True}
+    begin, arrivals, tokens = time.perf_counter(), [], 0
+    async with client.stream("POST", "completions", json=body) as response:
+        if response.status_code != 200:
+            raise RuntimeError(f"saw status {response.status_code}: {(await response.aread())[:200]!r}")
+        async for line in response.aiter_lines():
+            if not line.startswith("data: {"):
+                continue
+            chunk = json.loads(line[6:])
+            tokens = (chunk.get("usage") or {}).get("completion_tokens", tokens)
+            if chunk.get("choices"):
+                arrivals.append(time.perf_counter() - begin)
+    return Answer(tokens, arrivals)
+
+
+async def ask(url: str, model: str, asked: Sequence[Any], new: int) -> list[Answer]:
+    """All at once."""
+    key = os.environ.get("OPENAI_API_KEY", "")
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    limits = httpx.Limits(max_connections=len(asked))
+    async with httpx.AsyncClient(base_url=url.rstrip("/") + "/", headers=headers, timeout=600, limits=limits) as client:
+        return list(await asyncio.gather(*(stream(client, model, prompt, new) for prompt in asked)))
+
+
+class Alone:
+    """The engine by itself."""
+
+    def __init__(self, folder: Path, new: int) -> None:
+        model, codec = load(folder)
+        assert codec is not None
+        self.engine, self.round = Engine(model), 0
+        self.params = SamplingParams(max_new_tokens=new, stop_ids=codec.stop_ids)
+        self.answer()
+
+    def answer(self) -> None:
+        self.round += 1
+        found = self.engine(prompts(self.engine.model.config, STREAMS, seed=self.round), self.params)
+        assert all(len(completion.ids) == self.params.max_new_tokens for completion in found)
+
+
+class Served:
+    """`openk2 serve` and its clients."""
+
+    def __init__(self, folder: Path, new: int, config: Any) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
+        command = [sys.executable, "-m", "openk2", "serve", str(folder), "--port", str(port), "--name", "served"]
+        self.process = subprocess.Popen([*command, "--variant", "base"], stderr=subprocess.DEVNULL)
+        self.url, self.new, self.config, self.round = f"http://127.0.0.1:{port}/v1", new, config, 0
+        while not self._healthy():
+            time.sleep(0.2)
+        self.answer()
+
+    def answer(self) -> None:
+        self.round += 1
+        asked = prompts(self.config, STREAMS, seed=self.round)
+        answers = asyncio.run(ask(self.url, "served", asked, self.new))
+        assert all(answer.tokens == self.new for answer in answers)
+
+    def close(self) -> None:
+        self.process.terminate()
+        self.process.wait()
+
+    def _healthy(self) -> bool:
+        if self.process.poll() is not None:
+            raise RuntimeError("the server has ended")
+        try:
+            return httpx.get(self.url.removesuffix("/v1") + "/health").status_code == 200
+        except httpx.HTTPError:
+            return False
+
+
+def export(folder: Path, name: str) -> None:
+    config = MODELS[name]
+    model = Model(config, compute_dtype=torch.bfloat16).init_weights(0)
+    codec = Codec(Tokenizer.train(topics.values(), config.vocab_size))
+    export_variant(model, codec, folder, kind="base", made_by="benchmarks/serve.py")
+
+
+def overhead(rows: Rows) -> None:
+    for name, config in MODELS.items():
+        if (rows.quick and name != "tiny") or not rows.missing(f"serve/{name}/c{STREAMS}"):
+            continue
+        with tempfile.TemporaryDirectory() as kept:
+            export(Path(kept) / name, name)
+            alone, served = Apart(Alone, Path(kept) / name, NEW[name]), Served(Path(kept) / name, NEW[name], config)
+            sides = {"ours": served.answer, "peer": partial(alone.run, "answer")}
+            taken: dict[str, list[float]] = {side: [] for side in sides}
+            for number in range(1 + (3 if rows.quick else 15)):
+                for side in reversed(sides) if number % 2 else sides:
+                    spent = seconds(sides[side])
+                    if number:
+                        taken[side].append(spent)
+            alone.close()
+            served.close()
+            tokens = STREAMS * NEW[name]
+            rows.times(f"serve/{name}/c{STREAMS}", taken, "the engine by itself", unit="tokens/s", amount=tokens)
+
+
+def endpoint(rows: Rows, url: str, model: str | None, streams: int) -> None:
+    if model is None:
+        key = os.environ.get("OPENAI_API_KEY", "")
+        listed = httpx.get(url.rstrip("/") + "/models", headers={"authorization": f"Bearer {key}"} if key else {})
+        model = listed.raise_for_status().json()["data"][0]["id"]
+    row = f"endpoint/{model}/c{streams}"
+    if not rows.missing(row):
+        return
+    texts = list(topics.values())
+    rates, firsts, gaps = [], [], []
+    for number in range(2 if rows.quick else 5):
+        asked = [f"({number}) {texts[(number * streams + i) % len(texts)][:400]}" for i in range(streams)]
+        begin = time.perf_counter()
+        answers = asyncio.run(ask(url, model, asked, 64))
+        spent = time.perf_counter() - begin
+        rates.append(sum(answer.tokens for answer in answers) / spent)
+        firsts += [answer.arrivals[0] for answer in answers if answer.arrivals]
+        gaps += [b - a for answer in answers for a, b in zip(answer.arrivals, answer.arrivals[1:], strict=False)]
+    rows.add(
+        row,
+        unit="tokens/s",
+        ours=statistics.median(rates),
+        spread=[min(rates), max(rates)],
+        n=len(rates),
+        first_token_ms=statistics.median(firsts) * 1e3 if firsts else None,
+        between_parts_ms=statistics.median(gaps) * 1e3 if gaps else None,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--url")
+    parser.add_argument("--model")
+    parser.add_argument("--streams", type=int, default=STREAMS)
+    own, sys.argv[1:] = parser.parse_known_args()
+    rows = Rows(__doc__.splitlines()[0] + " Also: --url, --model, --streams; see the file's head.")
+    if own.url:
+        endpoint(rows, own.url, own.model, own.streams)
+    else:
+        overhead(rows)
+
+
+if __name__ == "__main__":
+    main()
