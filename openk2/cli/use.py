@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -29,34 +30,38 @@ def add_evaluate(commands: Any) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="folder for evaluation.json and items.jsonl")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.add_argument("--endpoint", metavar="URL", help=_ENDPOINT_HELP)
+    _add_engine_options(parser)
+
+
+_ENDPOINT_HELP = "ask this server, which has the checkpoint's vocabulary and takes token ids; the weights stay unread"
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from openk2.engine.engine import Engine
     from openk2.evaluate import EvalSettings, evaluate, results_table
 
     if arguments.out is not None and arguments.out.exists() and not arguments.out.is_dir():
         raise ValueError(f"--out: saw the file {arguments.out}, expected a folder; choose another path")
     if arguments.seed < 0:
         raise ValueError(f"--seed: saw {arguments.seed}, expected 0 or more")
-    model, codec = load_chat(arguments.checkpoint, trained=False)
-    engine = Engine(model)
+    generate, score, codec, context_length = _generator(arguments)
     console = open_console(arguments)
     variant = arguments.variant or _variant_of(arguments.checkpoint, codec)
     results = evaluate(
         [task.strip() for task in arguments.tasks.split(",")],
-        engine,
-        engine.score,
+        generate,
+        score,
         codec,
         settings=EvalSettings(
             variant=variant,
             seed=arguments.seed,
             limit=arguments.limit,
-            context_length=model.config.max_position_embeddings,
+            context_length=context_length,
         ),
         data=arguments.data,
         out=arguments.out,
-        about={"checkpoint": str(arguments.checkpoint)},
+        about={"checkpoint": str(arguments.checkpoint)}
+        | ({"endpoint": arguments.endpoint} if arguments.endpoint else {}),
         progress=lambda p: console.line(
             f"{p.task} {p.done}/{p.total}" + (f", {p.eta_s:.0f} s to go" if p.eta_s else "")
         ),
@@ -69,11 +74,51 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         RichConsole().print(results_table(results))
 
 
+def _generator(arguments: argparse.Namespace) -> tuple[Any, Any, Any, int]:
+    """What samples, what scores, the codec, and the tokens of the context: the checkpoint's engine here, or an
+    endpoint."""
+    if arguments.endpoint is None:
+        from openk2.engine import Engine
+
+        model, codec = load_chat(arguments.checkpoint, trained=False)
+        engine = Engine(model, _engine_settings(arguments))
+        return engine, engine.score, codec, model.config.max_position_embeddings
+    from openk2.chat.codec import Codec
+    from openk2.checkpoint.hf_config import read_config
+    from openk2.engine.remote import RemoteGenerate
+
+    def score(_: Any) -> Any:
+        raise ValueError("--endpoint: saw a task that scores given text, expected only tasks that sample; leave it out")
+
+    remote = RemoteGenerate(arguments.endpoint, key_env="OPENAI_API_KEY" if "OPENAI_API_KEY" in os.environ else "")
+    context = remote.context_length or read_config(arguments.checkpoint).max_position_embeddings
+    return remote, score, Codec.load(arguments.checkpoint), context
+
+
 def _variant_of(folder: Path, codec: Any) -> str:
     """An instruct variant ends its turns with <|im_end|>."""
     path = folder / "generation_config.json"
     ends = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
     return "instruct" if codec.tokenizer.im_end_id in (ends if isinstance(ends, list) else [ends]) else "base"
+
+
+def _add_engine_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--cache-tokens", type=int, help="tokens the latent cache holds (default: at most 1 GiB)")
+    parser.add_argument("--max-running", type=int, default=256, help="sequences that share a step")
+    parser.add_argument("--eight-bit-cache", action="store_true", help="latents in 8 bits: half the cache's memory")
+    parser.add_argument("--deterministic", action="store_true", help="the same bits in any company, slower")
+
+
+def _engine_settings(arguments: argparse.Namespace, **changes: Any) -> Any:
+    from openk2.engine import EngineSettings
+
+    return EngineSettings(
+        cache_tokens=arguments.cache_tokens,
+        max_running=arguments.max_running,
+        eight_bit_cache=arguments.eight_bit_cache,
+        attention="invariant" if arguments.deterministic else "auto",
+        **changes,
+    )
 
 
 # chat ---------------------------------------------------------------------------------------------
@@ -89,10 +134,11 @@ def add_chat(commands: Any) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=128, help="per assistant message")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--prompt", help="say this one thing and end")
+    parser.add_argument("--endpoint", metavar="URL", help=_ENDPOINT_HELP + "; calls are not constrained there")
+    _add_engine_options(parser)
 
 
 def _chat(arguments: argparse.Namespace) -> None:
-    from openk2.engine.engine import Engine
     from openk2.environments import TOOL_NAMES
     from openk2.protocols import SamplingParams
     from openk2.serve.terminal import Chat, converse, prompt_lines
@@ -105,18 +151,19 @@ def _chat(arguments: argparse.Namespace) -> None:
         raise ValueError("chat: expected --temperature of 0 or more and --max-new-tokens of 1 or more")
     if arguments.prompt is not None and not arguments.prompt.strip():
         raise ValueError("--prompt: saw nothing but blanks, expected something to answer")
-    model, codec = load_chat(arguments.checkpoint, trained=False)
+    generate, _, codec, context_length = _generator(arguments)
     params = SamplingParams(
         max_new_tokens=arguments.max_new_tokens, temperature=arguments.temperature, seed=arguments.seed
     )
     chat = Chat(
-        Engine(model),
+        generate,
         codec,
         system=arguments.system,
         tools=tools,
         params=params,
-        context_length=model.config.max_position_embeddings,
+        context_length=context_length,
         out=sys.stdout,
+        constrained=arguments.endpoint is None,
     )
     try:
         if arguments.prompt is not None:
@@ -150,6 +197,7 @@ def add_serve(commands: Any) -> None:
     parser.add_argument("--api-key-env", default="", metavar="NAME", help="environment variable that holds the key")
     parser.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="a further Host to answer to")
     parser.add_argument("--allow-origin", action="append", default=[], metavar="ORIGIN", help="allow its pages (CORS)")
+    parser.add_argument("--step-tokens", type=int, default=512, help=_STEP_HELP)
     parser.add_argument("--max-waiting", type=int, default=256, help="answers without a token before 429")
     parser.add_argument("--request-timeout", type=float, default=600.0, help="seconds an answer may take")
     parser.add_argument("--tool-timeout", type=float, default=30.0, help="seconds that a call of a tool may take")
@@ -157,26 +205,8 @@ def add_serve(commands: Any) -> None:
     _add_engine_options(parser)
 
 
+_STEP_HELP = "tokens read in one step: long prompts come in pieces of it, between which others get their next token"
 _TOOLS_HELP = "built-in tools, comma-separated, or the command line of an MCP server; may be repeated"
-
-
-def _add_engine_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--cache-tokens", type=int, help="tokens the latent cache holds (default: at most 1 GiB)")
-    parser.add_argument("--max-running", type=int, default=256, help="sequences that share a step")
-    parser.add_argument("--eight-bit-cache", action="store_true", help="latents in 8 bits: half the cache's memory")
-    parser.add_argument("--deterministic", action="store_true", help="the same bits in any company, slower")
-
-
-def _engine_settings(arguments: argparse.Namespace) -> Any:
-    from openk2.engine import EngineSettings
-
-    return EngineSettings(
-        cache_tokens=arguments.cache_tokens,
-        max_running=arguments.max_running,
-        eight_bit_cache=arguments.eight_bit_cache,
-        attention="invariant" if arguments.deterministic else "auto",
-        native="background",
-    )
 
 
 def _serve(arguments: argparse.Namespace) -> None:
@@ -200,7 +230,7 @@ def _serve(arguments: argparse.Namespace) -> None:
         tool_timeout=arguments.tool_timeout,
         grace=arguments.grace,
     )
-    engine_settings = _engine_settings(arguments)
+    engine_settings = _engine_settings(arguments, native="background", step_tokens=arguments.step_tokens)
     from openk2.engine import Engine
     from openk2.serve.server import serve
     from openk2.serve.synthetic import synthetic_model

@@ -36,7 +36,9 @@ class Chat:
         params: SamplingParams,
         context_length: int,
         out: TextIO,
+        constrained: bool = True,
     ) -> None:
+        """`constrained`: calls obey their schema token by token, where `generate` takes grammars."""
         if params.max_new_tokens >= context_length:
             raise ValueError(
                 f"chat: saw {params.max_new_tokens} new tokens a message, expected fewer than the {context_length} "
@@ -53,7 +55,7 @@ class Chat:
         self.system: list[Message] = [{"role": "system", "content": system}] if system else []
         self.messages: list[Message] = []
         self._styled = out.isatty()
-        self._lexicon = Lexicon(codec.tokenizer)
+        self._lexicon = Lexicon(codec.tokenizer) if constrained else None
 
     def say(self, text: str) -> bool:
         """Answer `text`, running the tools that the model calls; False where it does not fit and was dropped."""
@@ -103,15 +105,17 @@ class Chat:
             seed=self.params.seed + len(self.messages) + round_number,
             stop_ids=self.codec.stop_ids,
         )
-        grammar = TurnGrammar(self._lexicon, self.environment.declarations(), first_call_index=self._num_calls())
-        self.generate([prompt], params, on_token=show, grammars=[grammar])
+        self.generate([prompt], params, on_token=show, grammars=[self._grammar()])
         message = parser.finish()
         if message.get("content"):
             self._print("\n")
         return message
 
-    def _num_calls(self) -> int:
-        return sum(len(message.get("tool_calls") or ()) for message in self.messages)
+    def _grammar(self) -> TurnGrammar | None:
+        if self._lexicon is None:
+            return None
+        num_calls = sum(len(message.get("tool_calls") or ()) for message in self.messages)
+        return TurnGrammar(self._lexicon, self.environment.declarations(), first_call_index=num_calls)
 
     def _prompt(self) -> list[int]:
         """The dialogue's ids; whole old turns are dropped from its front while it does not fit."""

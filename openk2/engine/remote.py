@@ -1,0 +1,150 @@
+"""`Generate` over an OpenAI-compatible endpoint: `/v1/completions` with token ids in and out.
+
+The tokens are those of the checkpoint's own tokenizer, so nothing is ever
+re-tokenised. Invariant: what the caller must have and the endpoint does not
+give (token ids, log-probabilities, experts) is an error that names it, never
+made up. Left out: grammars (servers take schemas, not masks), scoring of given
+text (few endpoints do it), new weights.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import httpx
+import numpy as np
+
+from openk2.protocols import Completion, Grammar, SamplingParams
+
+_MAX_ERROR_CHARACTERS = 300
+
+
+class RemoteGenerate:
+    """An endpoint as `protocols.Generate`. `with_experts`: completions have to hold the experts, as RL needs them."""
+
+    def __init__(
+        self, url: str, *, model: str = "", key_env: str = "", with_experts: bool = False, timeout: float = 600.0
+    ) -> None:
+        """`url` ends where `/completions` follows; `model` "" takes the first that is listed; `key_env` names the
+        environment variable that holds the key. Raises `ValueError` for an endpoint that does not answer."""
+        key = os.environ.get(key_env, "") if key_env else ""
+        if key_env and not key:
+            raise ValueError(f"{url}: saw no key in the environment variable {key_env}, expected one; set it")
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        self.url, self._with_experts = url.rstrip("/"), with_experts
+        self._client = httpx.Client(base_url=self.url + "/", headers=headers, timeout=timeout)
+        listed = self._json(self._client.build_request("GET", "models")).get("data") or [{}]
+        described = next((m for m in listed if m.get("id") == model), listed[0] if not model else {})
+        self.model: str = model or str(described.get("id", ""))
+        self.context_length: int | None = described.get("max_model_len")
+
+    def __call__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams,
+        *,
+        on_token: Callable[[int, int], None] | None = None,
+        grammars: Sequence[Grammar | None] | None = None,
+    ) -> list[Completion]:
+        if any(grammar is not None for grammar in grammars or ()):
+            raise ValueError(f"{self.url}: saw a grammar, expected none: an endpoint cannot be given masks")
+        drafts = [_Draft(params.stop_ids) for _ in prompts]
+        if not prompts:
+            return []
+        for choice in self._choices(prompts, params):
+            index = choice["index"]
+            for token in drafts[index].add(choice, self.url, with_experts=self._with_experts):
+                if on_token is not None:
+                    on_token(index, token)
+        return [draft.completion(self.url) for draft in drafts]
+
+    def _choices(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> Iterator[dict[str, Any]]:
+        """Parts of answers as they come; prompt i is choice i, which draws from the stream (seed, i)."""
+        body = {
+            "model": self.model,
+            "prompt": [list(prompt) for prompt in prompts],
+            "max_tokens": params.max_new_tokens,
+            "temperature": params.temperature,
+            "top_p": params.top_p,
+            "seed": params.seed,
+            "stream": True,
+            "logprobs": 1,
+            "return_token_ids": True,
+        }
+        changed = {
+            "top_k": 0,
+            "min_p": 0.0,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
+            "repetition_penalty": 1.0,
+        }
+        body |= {name: getattr(params, name) for name, off in changed.items() if getattr(params, name) != off}
+        if self._with_experts:
+            body["return_experts"] = True
+        with self._client.stream("POST", "completions", json=body) as response:
+            self._check(response)
+            for line in response.iter_lines():
+                if line.startswith("data: {"):
+                    chunk = json.loads(line[6:])
+                    if "error" in chunk:
+                        raise ValueError(f"{self.url}: {chunk['error'].get('message', chunk['error'])}")
+                    yield from chunk.get("choices") or ()
+
+    def _json(self, request: httpx.Request) -> dict[str, Any]:
+        try:
+            response = self._client.send(request)
+            self._check(response)
+            return dict(response.json())
+        except (httpx.HTTPError, json.JSONDecodeError, TypeError) as error:
+            raise ValueError(f"{self.url}: saw no OpenAI-compatible server ({type(error).__name__}: {error})") from None
+
+    def _check(self, response: httpx.Response) -> None:
+        if response.status_code != 200:
+            said = response.read().decode("utf-8", "replace")[:_MAX_ERROR_CHARACTERS]
+            raise ValueError(f"{self.url}: saw status {response.status_code}: {said}")
+
+
+class _Draft:
+    """What one prompt has been answered so far; nothing is taken after a stop id."""
+
+    def __init__(self, stop_ids: Sequence[int]) -> None:
+        self._stop_ids = frozenset(stop_ids)
+        self._ids: list[int] = []
+        self._log_probs: list[float] = []
+        self._experts: list[Any] = []
+        self._reason = ""
+
+    def add(self, choice: dict[str, Any], url: str, *, with_experts: bool) -> list[int]:
+        """The tokens that a part adds. Raises `ValueError` where something is missing."""
+        taken: list[int] = []
+        ids = choice.get("token_ids")
+        if ids is None:
+            raise ValueError(
+                f"{url}: saw no token_ids in an answer, expected them: the endpoint must know return_token_ids"
+            )
+        log_probs = choice.get("token_logprobs") or (choice.get("logprobs") or {}).get("token_logprobs") or []
+        experts = choice.get("experts")
+        if len(log_probs) != len(ids):
+            raise ValueError(f"{url}: saw {len(log_probs)} log-probabilities of {len(ids)} tokens, expected as many")
+        if with_experts and (experts is None or len(experts) != len(ids)):
+            raise ValueError(f"{url}: saw tokens without experts, expected return_experts to be known: RL replays them")
+        for at, token in enumerate(ids):
+            if self._reason == "stop":
+                break
+            self._ids.append(token)
+            self._log_probs.append(log_probs[at])
+            self._experts += [] if experts is None else [experts[at]]
+            taken.append(token)
+            if token in self._stop_ids:
+                self._reason = "stop"
+        self._reason = self._reason or choice.get("finish_reason") or ""
+        return taken
+
+    def completion(self, url: str) -> Completion:
+        if not self._reason:
+            raise ValueError(f"{url}: saw an answer without an end, expected a finish_reason; ask again")
+        experts = np.array(self._experts) if self._experts else None
+        return Completion(tuple(self._ids), tuple(self._log_probs), self._reason, experts)
