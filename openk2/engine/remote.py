@@ -121,6 +121,8 @@ class _Draft:
         """The tokens that a part adds. Raises `ValueError` where something is missing."""
         taken: list[int] = []
         ids = choice.get("token_ids")
+        if ids is None and not choice.get("text"):
+            ids = []  # the end alone
         if ids is None:
             raise ValueError(
                 f"{url}: saw no token_ids in an answer, expected them: the endpoint must know return_token_ids"
@@ -129,7 +131,7 @@ class _Draft:
         experts = choice.get("experts")
         if len(log_probs) != len(ids):
             raise ValueError(f"{url}: saw {len(log_probs)} log-probabilities of {len(ids)} tokens, expected as many")
-        if with_experts and (experts is None or len(experts) != len(ids)):
+        if with_experts and len(experts or ()) != len(ids):
             raise ValueError(f"{url}: saw tokens without experts, expected return_experts to be known: RL replays them")
         for at, token in enumerate(ids):
             if self._reason == "stop":

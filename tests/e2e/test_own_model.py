@@ -46,7 +46,7 @@ def line() -> dict:
 def mine(tmp_path_factory: pytest.TempPathFactory, line: dict) -> Path:
     folder = tmp_path_factory.mktemp("own")
     base, data = write_checkpoint(folder / "instruct"), folder / "my_dialogues.jsonl"
-    data.write_text(json.dumps(line) + "\n")
+    data.write_text((json.dumps(line) + "\n") * 8)
     options = ["--train.steps", "2", "--train.warmup_steps", "1", "--train.decay_steps", "1"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("openk2.train.session.fusion_available", lambda: (False, "a test"))

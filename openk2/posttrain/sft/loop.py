@@ -48,6 +48,9 @@ def sft(
         pad_id = codec.tokenizer.pad_id
         training = [dialogue for dialogue in dialogues if not dialogue.held_out]
         held_out = [dialogue for dialogue in dialogues if dialogue.held_out]
+        if held_out and not training:
+            training, held_out = held_out, []
+            console.line("the few dialogues all fell on the held-out side; they are trained on, and none is held out")
         examples = encode_dialogues(training, codec)
         loader = ExampleLoader(examples, train.sequence_length, rows, train.seed, pad_id)
         console.line(
