@@ -5,6 +5,8 @@ groups: short pieces of all sequences at once against gathered latents, without
 unfolding them; beginnings of prompts packed as documents, as in training; what
 goes on from a long beginning by itself, its latents unfolded. In
 batch-invariant arithmetic all are unfolded, over tiles of fixed size.
+Products of a size never seen before are compiled first, which can take longer
+than the product and is kept: tokens are filled up to few sizes.
 Invariant: each token attends to the latents that the store gives back, so that
 an 8-bit cache is felt from the first token on.
 
@@ -19,6 +21,7 @@ from collections.abc import Sequence as SequenceOf
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from openk2.engine.block_pool import BLOCK
@@ -43,22 +46,28 @@ class Read(NamedTuple):
 
 def run(model: Model, store: LatentStore, pieces: SequenceOf[Piece], *, read_all: bool = False) -> Read:
     """Read the pieces' tokens. Results are in the order of the pieces that predict; of every token with `read_all`."""
-    tokens = [token for piece in pieces for token in piece.sequence.tokens[piece.first : piece.last]]
+    tokens = torch.tensor([token for piece in pieces for token in piece.sequence.tokens[piece.first : piece.last]])
     positions = torch.cat([torch.arange(piece.first, piece.last) for piece in pieces])
     ends = torch.tensor([piece.last - piece.first for piece in pieces]).cumsum(0)
     predicting = torch.tensor([piece.predicts for piece in pieces])
     read = torch.arange(len(tokens)) if read_all else ends[predicting] - 1
-    cache = _Step(model, store, pieces, positions)
-    return Read(*model.extend(torch.tensor(tokens), positions, cache, read))
+    fill = filled_up(len(tokens)) - len(tokens)
+    cache = _Step(model, store, pieces)
+    return Read(*model.extend(F.pad(tokens, (0, fill)), F.pad(positions, (0, fill)), cache, read))
+
+
+def filled_up(count: int) -> int:
+    """The next of few sizes, an eighth more at most where there are many."""
+    return -(-count // (step := 8 if count <= 64 else 32 if count <= 512 else 128)) * step if count > 1 else count
 
 
 class _Step:
-    """`openk2.model.model.LatentCache` for the pieces of one step."""
+    """`openk2.model.model.LatentCache` for the pieces of one step; what fills it up attends to nothing."""
 
-    def __init__(self, model: Model, store: LatentStore, pieces: SequenceOf[Piece], positions: Tensor) -> None:
+    def __init__(self, model: Model, store: LatentStore, pieces: SequenceOf[Piece]) -> None:
         self._store = store
         self._heads = model.config.num_attention_heads
-        invariant = BACKENDS[choose_backend(model.attention, positions.device)].batch_invariant
+        invariant = BACKENDS[choose_backend(model.attention, model.lm_head.weight.device)].batch_invariant
         places, place = [], 0
         for piece in pieces:
             places.append(_Place(piece, slice(place, place + piece.last - piece.first)))
@@ -78,11 +87,11 @@ class _Step:
 
     def attend(self, layer: int, attention: MultiHeadLatentAttention, x: Tensor, turns: Tensor) -> Tensor:
         latents = torch.cat(attention.latents(x, turns), dim=-1)
-        self._store.write(layer, self._slots, latents)
+        self._store.write(layer, self._slots, latents[: len(self._slots)])
         q = attention.queries(x, turns)[0]  # [H, N, n + r]
-        if len(self._groups) == 1 and self._groups[0].whole:
+        if len(self._groups) == 1 and self._groups[0].in_order and len(self._slots) == len(x):
             return attention.output(self._groups[0].attend(layer, attention, q, latents))
-        out = x.new_empty(len(x), self._heads * attention.config.v_head_dim)
+        out = x.new_zeros(len(x), self._heads * attention.config.v_head_dim)
         for group in self._groups:
             out[group.rows] = group.attend(layer, attention, q[:, group.rows], latents[group.rows])
         return attention.output(out)
@@ -111,8 +120,8 @@ class _Group(ABC):
         self.store = store
         self.rows = torch.cat([torch.arange(p.rows.start, p.rows.stop) for p in places])
         self.lengths = [p.length for p in places]
-        # In the step's own order from its first token on: nothing need be picked out where there is no other group.
-        self.whole = torch.equal(self.rows, torch.arange(len(self.rows)))
+        # From the step's first token on: nothing need be picked out where there is no other group.
+        self.in_order = torch.equal(self.rows, torch.arange(len(self.rows)))
 
     @abstractmethod
     def attend(self, layer: int, attention: MultiHeadLatentAttention, q: Tensor, latents: Tensor) -> Tensor:
@@ -124,7 +133,8 @@ class _Beginnings(_Group):
 
     def __init__(self, store: LatentStore, places: SequenceOf[_Place]) -> None:
         super().__init__(store, places)
-        lengths = torch.tensor(self.lengths)
+        self.fill = filled_up(len(self.rows)) - len(self.rows)  # a document of its own
+        lengths = torch.tensor([*self.lengths, self.fill])
         starts = (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
         self.tiling = Tiling(starts[None])
         self.slots = torch.cat([p.slots(0) for p in places])
@@ -132,9 +142,9 @@ class _Beginnings(_Group):
     def attend(self, layer: int, attention: MultiHeadLatentAttention, q: Tensor, latents: Tensor) -> Tensor:
         if not self.store.exact:
             latents = self.store.read(layer, self.slots)
-        k, v = _unfold(attention, latents[None])
-        out, _ = document_attention(q[None], k, v, self.tiling, attention.scale)
-        return out.transpose(1, 2).flatten(2)[0]
+        k, v = _unfold(attention, F.pad(latents, (0, 0, 0, self.fill))[None])
+        out, _ = document_attention(F.pad(q, (0, 0, 0, self.fill))[None], k, v, self.tiling, attention.scale)
+        return out.transpose(1, 2).flatten(2)[0, : len(latents)]
 
 
 class _Unfolded(_Group):
@@ -142,7 +152,7 @@ class _Unfolded(_Group):
 
     def __init__(self, store: LatentStore, place: _Place) -> None:
         super().__init__(store, [place])
-        self.slots = place.slots(0)
+        self.slots = _whole_blocks(place.slots(0))  # those behind the last token are seen by none
         starts = torch.zeros(1, place.piece.last, dtype=torch.int64)
         self.tiling = Tiling(starts, skipped=place.piece.first)
 
@@ -158,8 +168,7 @@ class _Gathered(_Group):
 
     def __init__(self, store: LatentStore, places: SequenceOf[_Place]) -> None:
         super().__init__(store, places)
-        length = max(self.lengths)
-        # Whole blocks: a product of a size never seen before is compiled first, which here would be one in every step.
+        length = 1 << (max(self.lengths) - 1).bit_length()
         longest = -(-max(p.piece.last for p in places) // BLOCK) * BLOCK
         steps = torch.arange(length)
         firsts, counts = torch.tensor([p.piece.first for p in places]), torch.tensor(self.lengths)
@@ -203,6 +212,11 @@ def _unfold(attention: MultiHeadLatentAttention, latents: Tensor) -> tuple[Tenso
     rank = attention.config.kv_lora_rank
     latent, rope = latents.flatten(0, 1).split((rank, latents.shape[-1] - rank), dim=-1)
     return attention.keys_values(latent.contiguous(), rope.contiguous(), len(latents))
+
+
+def _whole_blocks(slots: Tensor) -> Tensor:
+    """Filled up with slot 0."""
+    return F.pad(slots, (0, -len(slots) % BLOCK))
 
 
 def _alike(places: SequenceOf[_Place], heads: int) -> Iterator[list[_Place]]:

@@ -83,22 +83,22 @@ def test_generation_is_the_full_forward_step_by_step(params):
     assert len({completion.ids for completion in found}) == (4 if params.temperature == 0 else 5)
 
 
-def watched(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def watched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many tokens each step reads, as they come."""
     read: list[int] = []
-    extend = engine.model.extend
+    run = engine_module.run
 
-    def seen(ids, *arguments):
-        read.append(len(ids))
-        return extend(ids, *arguments)
+    def seen(model, store, pieces):
+        read.append(sum(piece.last - piece.first for piece in pieces))
+        return run(model, store, pieces)
 
-    monkeypatch.setattr(engine.model, "extend", seen)
+    monkeypatch.setattr(engine_module, "run", seen)
     return read
 
 
 def test_equal_prompts_are_read_once(monkeypatch):
     engine = Engine(make_model())
-    read = watched(engine, monkeypatch)
+    read = watched(monkeypatch)
     prompt = [*range(1, 41)]
     found = engine([prompt] * 6 + [[4, 5, 6]], SamplingParams(max_new_tokens=3, temperature=1.0))
     # Both prompts; then the others' last token, after a copy of what stands before it, while those two go on.
@@ -126,7 +126,7 @@ def test_the_next_turn_is_read_from_where_the_last_one_stopped(temperature, monk
         [*so_far[3], 80, 81, 82, 83],
         so_far[1][:-1],  # read to its end already, so that no logits are kept of it
     ]
-    read = watched(engine, monkeypatch)
+    read = watched(monkeypatch)
     for rests in (2 + 4 + 1 + 2 + 5 + 1, 6):  # what was sampled last is unread; the second time round all was read
         read.clear()
         found = engine(prompts, params)

@@ -14,6 +14,7 @@ from small_training import SMALL
 
 from openk2.config.model import YarnConfig
 from openk2.engine import Engine, EngineSettings, Request, Sequence
+from openk2.engine import engine as engine_module
 from openk2.engine.native import MAX_ROWS
 from openk2.engine.runner import run
 from openk2.engine.scheduler import Piece
@@ -127,9 +128,14 @@ def test_it_decodes_and_the_torch_path_reads_prompts(monkeypatch):
     engine = Engine(build())
     assert engine.native is not None
     seen: list[tuple[str, int]] = []
-    decode, extend = engine.native.decode, engine.model.extend
+    decode = engine.native.decode
+
+    def read(model, store, pieces):
+        seen.append(("torch", sum(piece.last - piece.first for piece in pieces)))
+        return run(model, store, pieces)
+
     monkeypatch.setattr(engine.native, "decode", lambda pieces: seen.append(("native", len(pieces))) or decode(pieces))
-    monkeypatch.setattr(engine.model, "extend", lambda ids, *a: seen.append(("torch", len(ids))) or extend(ids, *a))
+    monkeypatch.setattr(engine_module, "run", read)
     engine([[1, 2, 3], [4]], SamplingParams(max_new_tokens=3))
     assert seen == [("torch", 4), ("native", 2), ("native", 2)]
     seen.clear()
