@@ -26,6 +26,7 @@ typedef float Floats __attribute__((vector_size(64)));
 typedef uint32_t Bits __attribute__((vector_size(64)));
 typedef uint16_t Halves __attribute__((vector_size(32)));
 static const Integer LANES = 16, RUN = 16, TOGETHER = 4;  // RUN rows are one thread's at a time
+static const Integer AHEAD = 8;               // rows that are fetched from memory before they are needed
 
 struct Layer {
     const bf16 *input_norm, *q_a, *q_a_norm, *q_b, *kv_a, *kv_a_norm, *kv_b, *o, *post_norm;
@@ -103,8 +104,10 @@ static inline void products(const bf16 *w, Integer stride, const bf16 *const *x,
         Values vectors[X];
         for (int c = 0; c < X; c++) vectors[c] = values(x[c] + i);
         for (int a = 0; a < W; a++) {
-            const Values row = values(w + a * stride + i);
-            for (int c = 0; c < X; c++) total[a][c] = added(total[a][c], row, vectors[c]);
+            const bf16 *row = w + a * stride + i;
+            __builtin_prefetch(row + AHEAD * stride);
+            const Values loaded = values(row);
+            for (int c = 0; c < X; c++) total[a][c] = added(total[a][c], loaded, vectors[c]);
         }
     }
     for (int a = 0; a < W; a++)
