@@ -157,7 +157,8 @@ def read_bytes(config: ModelConfig, context: float) -> float:
 def prefix_seconds(folder: Path, shared: int) -> tuple[float, float]:
     """Times to the first token of two requests that share their first tokens; medians of five such pairs."""
     engine = Engine(load_hf(folder))
-    firsts, seconds_ = [], []
+    firsts: list[float] = []
+    seconds_: list[float] = []
     for number in range(6):
         generator = torch.Generator().manual_seed(number)
         beginning = torch.randint(engine.model.config.vocab_size, (shared + 32,), generator=generator).tolist()

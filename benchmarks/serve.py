@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -142,7 +142,7 @@ def overhead(rows: Rows) -> None:
         with tempfile.TemporaryDirectory() as kept:
             export(Path(kept) / name, name)
             alone, served = Apart(Alone, Path(kept) / name, NEW[name]), Served(Path(kept) / name, NEW[name], config)
-            sides = {"ours": served.answer, "peer": partial(alone.run, "answer")}
+            sides: dict[str, Callable[[], Any]] = {"ours": served.answer, "peer": partial(alone.run, "answer")}
             taken: dict[str, list[float]] = {side: [] for side in sides}
             for number in range(1 + (3 if rows.quick else 15)):
                 for side in reversed(sides) if number % 2 else sides:
