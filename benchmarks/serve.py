@@ -6,8 +6,8 @@
 Without --url: the engine by itself against `openk2 serve` in a process of its own, asked by 16 streaming clients on the
 same computer, whose work counts as the server's. Same random weights, prompts of 128 tokens (others in each round) and
 numbers of new tokens; a round is all 16 answers from the first request to the last token, and the two take turns. Rows
-`serve/MODEL/c16` of `tiny` and `1b` (as in decode.py); the ratio is the server's throughput over the engine's, per token
-where an answer ended early.
+`serve/MODEL/c16` of `tiny` and `1b` (as in decode.py); the ratio is the server's throughput over the engine's, per
+token where an answer ended early.
 With --url: rounds of streaming completions of any OpenAI-compatible endpoint, the key from OPENAI_API_KEY: tokens a
 second, times to the first token and between tokens. Row `endpoint/NAME/cN`.
 """
