@@ -13,7 +13,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from openk2.cli import checks, stages, use
+from openk2.cli import checks, serving, stages, use
 from openk2.cli.command import Parser
 from openk2.version import __version__
 
@@ -62,8 +62,8 @@ def _build_parser() -> argparse.ArgumentParser:
         stages.add_rl,
         use.add_evaluate,
         use.add_chat,
-        use.add_serve,
-        use.add_testrun,
+        serving.add_serve,
+        serving.add_testrun,
         checks.add_params,
         checks.add_audit,
         checks.add_verify_resume,

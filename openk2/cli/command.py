@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -84,3 +85,29 @@ def load_chat(folder: Path, *, trained: bool) -> Any:
     if codec is None:
         raise ValueError(f"{folder}: saw no tokenizer, expected tokenizer.json or tiktoken.model beside the weights")
     return model, codec
+
+
+def variant_of(folder: Path, codec: Any) -> str:
+    """An instruct variant ends its turns with <|im_end|>."""
+    path = folder / "generation_config.json"
+    ends = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
+    return "instruct" if codec.tokenizer.im_end_id in (ends if isinstance(ends, list) else [ends]) else "base"
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--cache-tokens", type=int, help="tokens the latent cache holds (default: at most 1 GiB)")
+    parser.add_argument("--max-running", type=int, default=256, help="sequences that share a step")
+    parser.add_argument("--eight-bit-cache", action="store_true", help="latents in 8 bits: half the cache's memory")
+    parser.add_argument("--deterministic", action="store_true", help="the same bits in any company, slower")
+
+
+def engine_settings(arguments: argparse.Namespace, **changes: Any) -> Any:
+    from openk2.engine import EngineSettings
+
+    return EngineSettings(
+        cache_tokens=arguments.cache_tokens,
+        max_running=arguments.max_running,
+        eight_bit_cache=arguments.eight_bit_cache,
+        attention="invariant" if arguments.deterministic else "auto",
+        **changes,
+    )

@@ -15,8 +15,8 @@ with `attention="invariant"` neither do its logits, bit for bit. One thread.
 from __future__ import annotations
 
 import hashlib
+from collections import abc
 from collections.abc import Callable, Mapping
-from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
 import numpy as np
@@ -184,7 +184,7 @@ class Engine:
         running = [block for sequence in self.scheduler.running for block in sequence.blocks]
         self.pool.check([*running, *self.tree.blocks()])
 
-    def _run(self, pieces: SequenceOf[Piece]) -> tuple[Tensor, Tensor]:
+    def _run(self, pieces: abc.Sequence[Piece]) -> tuple[Tensor, Tensor]:
         if self.native is not None and self.native.can(pieces):
             return self.native.decode(pieces)
         return run(self.model, self.store, pieces)
@@ -200,7 +200,7 @@ class Engine:
         self._cancelled = []
         return ended
 
-    def _advance(self, pieces: SequenceOf[Piece]) -> list[Sequence]:
+    def _advance(self, pieces: abc.Sequence[Piece]) -> list[Sequence]:
         """The pieces are in the cache now; returns the sequences that can go on."""
         ready = []
         for piece in pieces:
@@ -212,7 +212,7 @@ class Engine:
                     self.tree.insert(sequence.tokens, sequence.blocks)
         return ready
 
-    def _take(self, ready: SequenceOf[Sequence], logits: Tensor, experts: Tensor) -> None:
+    def _take(self, ready: abc.Sequence[Sequence], logits: Tensor, experts: Tensor) -> None:
         """A token for each sequence."""
         drawn = sampler.sample(logits, ready)
         tokens = [
@@ -237,7 +237,7 @@ class Engine:
             if on_token is not None and on_token(sequence):
                 sequence.finish_reason = "stop"
 
-    def _collect(self, ready: SequenceOf[Sequence]) -> list[Sequence]:
+    def _collect(self, ready: abc.Sequence[Sequence]) -> list[Sequence]:
         ended = [sequence for sequence in ready if sequence.finish_reason]
         for sequence in ended:
             self.scheduler.release(sequence)
@@ -248,11 +248,11 @@ class Engine:
 
     def __call__(
         self,
-        prompts: SequenceOf[SequenceOf[int]],
+        prompts: abc.Sequence[abc.Sequence[int]],
         params: SamplingParams,
         *,
         on_token: Callable[[int, int], None] | None = None,
-        grammars: SequenceOf[Grammar | None] | None = None,
+        grammars: abc.Sequence[Grammar | None] | None = None,
     ) -> list[Completion]:
         sequences: list[Sequence] = []
         try:
@@ -269,7 +269,7 @@ class Engine:
         return [sequence.completion() for sequence in sequences]
 
     @torch.no_grad()
-    def score(self, sequences: SequenceOf[SequenceOf[int]]) -> list[np.ndarray]:
+    def score(self, sequences: abc.Sequence[abc.Sequence[int]]) -> list[np.ndarray]:
         """Natural log-probabilities of ids[1:] for each sequence."""
         for sequence in sequences:
             self._room(len(sequence), 0)
@@ -286,7 +286,7 @@ class Engine:
                 found[row] = log_probs[place, : len(sequences[row]) - 1].numpy()
         return found
 
-    def _score_through_cache(self, ids: SequenceOf[int]) -> np.ndarray:
+    def _score_through_cache(self, ids: abc.Sequence[int]) -> np.ndarray:
         """`score` of one sequence as generation would see it, each token attending to what the cache gives back."""
         request = Request(tuple(ids), SamplingParams())
         sequence = Sequence(request, 0, None, sampler.stream(0, 0), tokens=list(ids))
@@ -324,7 +324,7 @@ def _telling(on_token: Callable[[int, int], None], index: int) -> Callable[[Sequ
     return lambda sequence: on_token(index, sequence.tokens[-1])
 
 
-def _padded(sequences: SequenceOf[SequenceOf[int]]) -> Tensor:
+def _padded(sequences: abc.Sequence[abc.Sequence[int]]) -> Tensor:
     """Right-padded ids [B, T]: causal attention never looks at the padding."""
     ids = torch.zeros(len(sequences), max(map(len, sequences)), dtype=torch.int64)
     for row, sequence in enumerate(sequences):
@@ -332,7 +332,7 @@ def _padded(sequences: SequenceOf[SequenceOf[int]]) -> Tensor:
     return ids
 
 
-def _by_length(lengths: SequenceOf[int], limit: int) -> list[list[int]]:
+def _by_length(lengths: abc.Sequence[int], limit: int) -> list[list[int]]:
     """Indices in groups of similar length whose padded tokens stay within `limit` (one at least)."""
     groups: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):

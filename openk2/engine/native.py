@@ -9,7 +9,7 @@ arithmetic, pieces of several tokens; the torch path has them.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence as SequenceOf
+from collections import abc
 
 import torch
 from torch import Tensor
@@ -91,11 +91,11 @@ class NativeDecoder:
             return None
         return cls(model, store)
 
-    def can(self, pieces: SequenceOf[Piece]) -> bool:
+    def can(self, pieces: abc.Sequence[Piece]) -> bool:
         few = len(pieces) <= MAX_ROWS and all(piece.last - piece.first == 1 for piece in pieces)
         return few and self._library.get() is not None
 
-    def decode(self, pieces: SequenceOf[Piece]) -> tuple[Tensor, Tensor]:
+    def decode(self, pieces: abc.Sequence[Piece]) -> tuple[Tensor, Tensor]:
         """Single tokens of some sequences: logits [B, V] and chosen experts [L_moe, B, K]."""
         config, count = self._model.config, len(pieces)
         tokens = torch.tensor([piece.sequence.tokens[piece.first] for piece in pieces])

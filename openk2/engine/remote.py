@@ -74,14 +74,9 @@ class RemoteGenerate:
             "logprobs": 1,
             "return_token_ids": True,
         }
-        changed = {
-            "top_k": 0,
-            "min_p": 0.0,
-            "presence_penalty": 0.0,
-            "frequency_penalty": 0.0,
-            "repetition_penalty": 1.0,
-        }
-        body |= {name: getattr(params, name) for name, off in changed.items() if getattr(params, name) != off}
+        for name in ("top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"):
+            if getattr(params, name) != getattr(SamplingParams(), name):  # not every server knows them
+                body[name] = getattr(params, name)
         if self._with_experts:
             body["return_experts"] = True
         with self._client.stream("POST", "completions", json=body) as response:

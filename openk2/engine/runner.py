@@ -16,8 +16,8 @@ Shapes: N tokens of a step, B sequences of a group, T tokens of a piece, S cache
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import abc
 from collections.abc import Iterator
-from collections.abc import Sequence as SequenceOf
 from typing import NamedTuple
 
 import torch
@@ -44,7 +44,7 @@ class Read(NamedTuple):
     experts: Tensor
 
 
-def run(model: Model, store: LatentStore, pieces: SequenceOf[Piece], *, read_all: bool = False) -> Read:
+def run(model: Model, store: LatentStore, pieces: abc.Sequence[Piece], *, read_all: bool = False) -> Read:
     """Read the pieces' tokens. Results are in the order of the pieces that predict; of every token with `read_all`."""
     tokens = torch.tensor([token for piece in pieces for token in piece.sequence.tokens[piece.first : piece.last]])
     positions = torch.cat([torch.arange(piece.first, piece.last) for piece in pieces])
@@ -64,7 +64,7 @@ def filled_up(count: int) -> int:
 class _Step:
     """`openk2.model.model.LatentCache` for the pieces of one step; what fills it up attends to nothing."""
 
-    def __init__(self, model: Model, store: LatentStore, pieces: SequenceOf[Piece]) -> None:
+    def __init__(self, model: Model, store: LatentStore, pieces: abc.Sequence[Piece]) -> None:
         self._store = store
         self._heads = model.config.num_attention_heads
         invariant = BACKENDS[choose_backend(model.attention, model.lm_head.weight.device)].batch_invariant
@@ -116,7 +116,7 @@ class _Place(NamedTuple):
 class _Group(ABC):
     """Pieces that attend together; `rows` int [N'] are their tokens."""
 
-    def __init__(self, store: LatentStore, places: SequenceOf[_Place]) -> None:
+    def __init__(self, store: LatentStore, places: abc.Sequence[_Place]) -> None:
         self.store = store
         self.rows = torch.cat([torch.arange(p.rows.start, p.rows.stop) for p in places])
         self.lengths = [p.length for p in places]
@@ -131,7 +131,7 @@ class _Group(ABC):
 class _Beginnings(_Group):
     """Pieces from the first token on: packed in a row as documents."""
 
-    def __init__(self, store: LatentStore, places: SequenceOf[_Place]) -> None:
+    def __init__(self, store: LatentStore, places: abc.Sequence[_Place]) -> None:
         super().__init__(store, places)
         self.fill = filled_up(len(self.rows)) - len(self.rows)  # a document of its own
         lengths = torch.tensor([*self.lengths, self.fill])
@@ -166,7 +166,7 @@ class _Gathered(_Group):
     """Pieces of several sequences, filled up to one length: a shorter one repeats its last token, whose result is
     left out; slots beyond a sequence's last token are any slot, hidden by position."""
 
-    def __init__(self, store: LatentStore, places: SequenceOf[_Place]) -> None:
+    def __init__(self, store: LatentStore, places: abc.Sequence[_Place]) -> None:
         super().__init__(store, places)
         length = 1 << (max(self.lengths) - 1).bit_length()
         longest = -(-max(p.piece.last for p in places) // BLOCK) * BLOCK
@@ -219,7 +219,7 @@ def _whole_blocks(slots: Tensor) -> Tensor:
     return F.pad(slots, (0, -len(slots) % BLOCK))
 
 
-def _alike(places: SequenceOf[_Place], heads: int) -> Iterator[list[_Place]]:
+def _alike(places: abc.Sequence[_Place], heads: int) -> Iterator[list[_Place]]:
     """Groups of similar length and number of cached tokens, whose scores, filled up, stay within a bound."""
     group: list[_Place] = []
     for place in sorted(places, key=lambda p: (p.length, p.piece.last)):

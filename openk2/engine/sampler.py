@@ -9,8 +9,7 @@ both have the same bits.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence as SequenceOf
+from collections import Counter, abc
 from typing import NamedTuple
 
 import numpy as np
@@ -53,7 +52,7 @@ def stream(seed: int, number: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=np.array([seed, number], dtype=np.uint64)))
 
 
-def sample(logits: Tensor, sequences: SequenceOf[Sequence]) -> Draw:
+def sample(logits: Tensor, sequences: abc.Sequence[Sequence]) -> Draw:
     """The next token of each sequence from its logits [B, V]."""
     normaliser, _ = normalise_logits_(logits.clone())
     logits = logits.float()
@@ -68,7 +67,7 @@ def sample(logits: Tensor, sequences: SequenceOf[Sequence]) -> Draw:
     return Draw(tokens.tolist(), log_probs)
 
 
-def _adjusted(logits: Tensor, sequences: SequenceOf[Sequence]) -> Tensor:
+def _adjusted(logits: Tensor, sequences: abc.Sequence[Sequence]) -> Tensor:
     """Logits [B, V] with penalties, -inf where a grammar forbids; the same tensor where nothing changes."""
     changed = [row for row, sequence in enumerate(sequences) if sequence.constraint or _penalised(sequence)]
     if not changed:
@@ -101,7 +100,7 @@ def _penalise(logits: Tensor, sequence: Sequence) -> None:
         logits[ids] -= params.presence_penalty + params.frequency_penalty * times
 
 
-def _draw(logits: Tensor, params: SequenceOf[SamplingParams], uniform: Tensor) -> Tensor:
+def _draw(logits: Tensor, params: abc.Sequence[SamplingParams], uniform: Tensor) -> Tensor:
     """A token for each row of logits [R, V] by the inverse of its cumulative mass, in the vocabulary's order."""
     mass = (logits / _column([p.temperature for p in params])).softmax(-1).double()
     if any(p.top_k or p.min_p or p.top_p < 1 for p in params):
@@ -113,7 +112,7 @@ def _draw(logits: Tensor, params: SequenceOf[SamplingParams], uniform: Tensor) -
     return torch.minimum(places, last).squeeze(1)
 
 
-def _filtered(mass: Tensor, params: SequenceOf[SamplingParams]) -> Tensor:
+def _filtered(mass: Tensor, params: abc.Sequence[SamplingParams]) -> Tensor:
     """Probabilities [R, V], 0 where top-k, min-p or top-p leave a token out."""
     ordered, order = mass.sort(dim=-1, descending=True, stable=True)
     vocabulary = mass.shape[1]
@@ -128,5 +127,5 @@ def _filtered(mass: Tensor, params: SequenceOf[SamplingParams]) -> Tensor:
     return torch.zeros_like(mass).scatter(1, order, ordered.masked_fill(beyond, 0.0))
 
 
-def _column(values: SequenceOf[float]) -> Tensor:
+def _column(values: abc.Sequence[float]) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)[:, None]

@@ -10,8 +10,7 @@ first); log-probabilities are told of tokens whose text is shown.
 from __future__ import annotations
 
 import codecs
-from collections import deque
-from collections.abc import Sequence as SequenceOf
+from collections import abc, deque
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -71,7 +70,7 @@ class Answer(Protocol):
 class TextGate:
     """Text on its way out, withheld where it may begin a stop string."""
 
-    def __init__(self, stops: SequenceOf[str]) -> None:
+    def __init__(self, stops: abc.Sequence[str]) -> None:
         self._stops = tuple(stops)
         self._held = ""
         self._passed = 0  # characters let through
@@ -124,7 +123,7 @@ class TextGate:
 class ChatAnswer:
     """An assistant's turn: text and calls. Stop strings apply to the text."""
 
-    def __init__(self, codec: Codec, stops: SequenceOf[str] = ()) -> None:
+    def __init__(self, codec: Codec, stops: abc.Sequence[str] = ()) -> None:
         self._tokenizer = codec.tokenizer
         self._parser = StreamParser(codec)
         self._gate = TextGate(stops)
@@ -149,7 +148,7 @@ class ChatAnswer:
     def reason(self, ended: str) -> str:
         return "tool_calls" if ended == "stop" and self._called else ended
 
-    def _piece(self, deltas: SequenceOf[Delta], token: Token | None) -> Piece:
+    def _piece(self, deltas: abc.Sequence[Delta], token: Token | None) -> Piece:
         """Of the deltas of one token, text comes before calls."""
         text, shown = self._gate.add("".join(delta.get("content", "") for delta in deltas), token)
         calls = tuple(call for delta in deltas for call in delta.get("tool_calls", ()))
@@ -166,7 +165,7 @@ class TextAnswer:
     """A continuation of plain text. Control tokens are not shown."""
 
     def __init__(
-        self, codec: Codec, stops: SequenceOf[str] = (), *, tell_tokens: bool = False, tell_experts: bool = False
+        self, codec: Codec, stops: abc.Sequence[str] = (), *, tell_tokens: bool = False, tell_experts: bool = False
     ) -> None:
         self._tokenizer = codec.tokenizer
         self._gate = TextGate(stops)

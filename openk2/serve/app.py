@@ -87,32 +87,37 @@ def create_app(
 
 def _add_openai(app: FastAPI, service: Service) -> None:
     model, tokenizer = service.settings.model_name, service.codec.tokenizer
-    created = int(time.time())
+
+    async def answered(
+        body: Any, request: Request, what: str, jobs_of: Callable[[Any], Any], chunks_of: Any, whole: Any
+    ) -> Response:
+        jobs = await run_in_threadpool(jobs_of, body)
+        exchange = await service.open(jobs, request.receive, what)
+        chunks = chunks_of(exchange, body, model, tokenizer)
+        if body.stream:
+            return _stream(service, exchange.close, openai.events(chunks, body), openai.KEEP_ALIVE)
+        with closing(exchange):
+            return JsonResponse(await whole(chunks))
 
     @app.post("/v1/chat/completions")
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         """An assistant's turn."""
-        jobs = await run_in_threadpool(service.turn_jobs, body)
-        exchange = await service.open(jobs, request.receive, "a chat completion")
-        chunks = openai.chat_chunks(exchange, body, model, tokenizer)
-        if body.stream:
-            return _stream(service, exchange.close, openai.events(chunks, body), openai.KEEP_ALIVE)
-        with closing(exchange):
-            return JsonResponse(await openai.whole_chat(chunks))
+        of = (service.turn_jobs, openai.chat_chunks, openai.whole_chat)
+        return await answered(body, request, "a chat completion", *of)
 
     @app.post("/v1/completions")
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Text that goes on from a prompt."""
-        jobs = await run_in_threadpool(service.text_jobs, body)
-        exchange = await service.open(jobs, request.receive, "a completion")
-        chunks = openai.text_chunks(exchange, body, model, tokenizer)
-        if body.stream:
-            return _stream(service, exchange.close, openai.events(chunks, body), openai.KEEP_ALIVE)
-        with closing(exchange):
-            return JsonResponse(await openai.whole_text(chunks))
+        of = (service.text_jobs, openai.text_chunks, openai.whole_text)
+        return await answered(body, request, "a completion", *of)
 
+    _add_models(app, service)
+
+
+def _add_models(app: FastAPI, service: Service) -> None:
+    created = int(time.time())
     described = {
-        "id": model,
+        "id": service.settings.model_name,
         "object": "model",
         "created": created,
         "owned_by": "openk2",

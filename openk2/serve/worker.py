@@ -12,8 +12,8 @@ import sys
 import threading
 import time
 import traceback
+from collections import abc
 from collections.abc import Callable
-from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -39,7 +39,7 @@ class StepEngine(Protocol):
 
     def cancel(self, sequence: Sequence) -> None: ...
 
-    def step(self) -> SequenceOf[Sequence]:
+    def step(self) -> abc.Sequence[Sequence]:
         """One pass; the sequences that ended in it."""
         ...
 
@@ -107,7 +107,7 @@ class Worker:
         """Jobs that have not reached the engine."""
         return len(self._arrived)
 
-    def submit(self, jobs: SequenceOf[Job]) -> None:
+    def submit(self, jobs: abc.Sequence[Job]) -> None:
         """Queue all of `jobs`, or none and raise `ApiError`."""
         with self._changed:
             if not self.ready:
@@ -129,7 +129,7 @@ class Worker:
             self._waiting.update(jobs)
             self._changed.notify()
 
-    def cancel(self, jobs: SequenceOf[Job]) -> None:
+    def cancel(self, jobs: abc.Sequence[Job]) -> None:
         """End `jobs` at the next step; those that have ended are left alone."""
         with self._changed:
             self._cancelled += jobs

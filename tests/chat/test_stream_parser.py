@@ -9,6 +9,7 @@ import pytest
 from chat_dialogues import SPECIAL_NAMES
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from streams import merged, stream
 
 from openk2.chat import Codec, StreamParser, Tokenizer
 
@@ -27,36 +28,14 @@ def parse(codec: Codec, text: str) -> dict[str, Any]:
     return codec.decode_message(ids_of(codec, text))
 
 
-def merged(deltas: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The message that a client puts together from the deltas."""
-    message: dict[str, Any] = {"role": "assistant", "content": ""}
-    for delta in deltas:
-        message["content"] += delta.get("content", "")
-        for part in delta.get("tool_calls", []):
-            calls = message.setdefault("tool_calls", [])
-            if part["index"] == len(calls):
-                calls.append({"id": part["id"], "type": part["type"], "function": {**part["function"]}})
-            else:
-                calls[part["index"]]["function"]["arguments"] += part["function"]["arguments"]
-    return message
-
-
-def stream(codec: Codec, ids: Sequence[int], cuts: Sequence[int]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Deltas and message of feeding `ids` cut at `cuts`."""
-    parser = StreamParser(codec)
-    edges = [0, *sorted(min(cut, len(ids)) for cut in cuts), len(ids)]
-    deltas = [delta for a, b in zip(edges, edges[1:], strict=False) for delta in parser.feed(ids[a:b])]
-    return deltas + parser.close(), parser.finish()
+def to_ids(codec: Codec, parts: Sequence[str | int]) -> list[int]:
+    return [row for part in parts for row in ([part] if isinstance(part, int) else ids_of(codec, part))]
 
 
 # Model outputs: any ids at all, with markers frequent enough to reach every state of the parser.
 TEXT_PARTS = ["functions.", "get_weather", ":0", "call00003", '{"a": ', "1}", "🙂", " ", "\n", "<|im", "é"]
 OUTPUTS = st.lists(st.one_of(st.sampled_from(MARKERS * 2 + TEXT_PARTS * 2 + SPECIAL_NAMES), st.integers(0, 1023)))
 CUTS = st.lists(st.integers(0, 60), max_size=8)
-
-
-def to_ids(codec: Codec, parts: Sequence[str | int]) -> list[int]:
-    return [row for part in parts for row in ([part] if isinstance(part, int) else ids_of(codec, part))]
 
 
 @given(OUTPUTS, CUTS)

@@ -11,8 +11,9 @@ import pytest
 from chat_dialogues import HOSTILE, NAMES, SPECIAL_NAMES, dialogues
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from streams import merged, stream
 
-from openk2.chat import Codec, StreamParser, Tokenizer
+from openk2.chat import Codec, Tokenizer
 from openk2.chat.grammar import Lexicon, Turn, TurnGrammar
 from openk2.chat.vocabulary import SECTION_BEGIN
 
@@ -66,22 +67,6 @@ def sampled(turn: Turn, tokenizer: Tokenizer, rng: np.random.Generator) -> list[
     return ids
 
 
-def streamed(codec: Codec, ids: Sequence[int], cuts: Sequence[int]) -> dict[str, Any]:
-    """What a client puts together from the deltas."""
-    parser, message = StreamParser(codec), {"role": "assistant", "content": ""}
-    edges = [0, *sorted(min(cut, len(ids)) for cut in cuts), len(ids)]
-    deltas = [delta for a, b in zip(edges, edges[1:], strict=False) for delta in parser.feed(ids[a:b])]
-    for delta in deltas + parser.close():
-        message["content"] += delta.get("content", "")
-        for part in delta.get("tool_calls", []):
-            calls = message.setdefault("tool_calls", [])
-            if part["index"] == len(calls):
-                calls.append({"id": part["id"], "type": part["type"], "function": {**part["function"]}})
-            else:
-                calls[part["index"]]["function"]["arguments"] += part["function"]["arguments"]
-    return message
-
-
 def blanked(value: Any, key: str = "") -> Any:
     """The same dialogue with harmless words in every field that users, tools or models fill."""
     if isinstance(value, list):
@@ -128,7 +113,8 @@ def check_legal(codec: Codec, grammar: TurnGrammar, case: Case, ids: list[int], 
 def test_streaming_is_the_whole_and_a_turn_encodes_to_itself(examples, tokenizer, codec):
     lexicon, seen = Lexicon(tokenizer), Counter[str]()
 
-    @settings(max_examples=examples, suppress_health_check=list(HealthCheck))
+    # The same cases each time: the shares below are theirs.
+    @settings(max_examples=examples, suppress_health_check=list(HealthCheck), derandomize=True)
     @given(cases())
     def check(case: Case) -> None:
         first = sum(len(message.get("tool_calls") or ()) for message in case.messages)
@@ -139,7 +125,8 @@ def test_streaming_is_the_whole_and_a_turn_encodes_to_itself(examples, tokenizer
             ids = sampled(grammar.start(case.budget), tokenizer, np.random.default_rng(case.seed))
             assert len(ids) <= case.budget
         message = codec.decode_message(ids)
-        assert streamed(codec, ids, case.cuts) == {key: part for key, part in message.items() if key != "malformed"}
+        deltas, _ = stream(codec, ids, case.cuts)
+        assert merged(deltas) == {key: part for key, part in message.items() if key != "malformed"}
         dialogue = [*case.messages, message]
         assert controls(codec, codec.encode(dialogue, case.tools).ids) == controls(
             codec, codec.encode(blanked(dialogue), blanked(case.tools)).ids
@@ -152,5 +139,5 @@ def test_streaming_is_the_whole_and_a_turn_encodes_to_itself(examples, tokenizer
 
     check()
     print(f"{examples} cases: {dict(seen)}")
-    assert min(seen["calls"], seen["legal"], seen["malformed"]) > 0.1 * examples
+    assert min(seen["calls"], seen["legal"]) > 0.1 * examples and seen["malformed"] > 0.05 * examples
     assert seen["legal and canonical"] > 0.02 * examples

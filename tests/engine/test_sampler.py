@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as SequenceOf
+from collections import abc
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ class Only:
 
     hopeless = False
 
-    def __init__(self, tokens: SequenceOf[int]) -> None:
+    def __init__(self, tokens: abc.Sequence[int]) -> None:
         self._mask = np.isin(np.arange(len(ROW)), tokens)
 
     def mask(self) -> np.ndarray:
@@ -33,7 +33,7 @@ class Only:
         return token
 
 
-def make(count: int, prompt: SequenceOf[int] = (0,), ids: SequenceOf[int] = (), **changes: Any) -> list[Sequence]:
+def make(count: int, prompt: abc.Sequence[int] = (0,), ids: abc.Sequence[int] = (), **changes: Any) -> list[Sequence]:
     """Sequences that have sampled `ids`, each with a stream of its own."""
     only = changes.pop("only", None)
     params = SamplingParams(**({"temperature": 1.0, "seed": 0} | changes))

@@ -20,6 +20,15 @@ from openk2.engine.engine import Usage
 from openk2.engine.sequence import Request, Sequence, Status
 from openk2.protocols import Message
 
+QUESTION = {"role": "user", "content": "What is 6 times 7?"}
+CALCULATOR = {
+    "type": "function",
+    "function": {
+        "name": "calculator",
+        "description": "Works out a formula.",
+        "parameters": {"type": "object", "properties": {"expression": {"type": "string"}}, "required": ["expression"]},
+    },
+}
 LAYERS, CHOSEN = 2, 3  # of the experts that it claims to have used
 
 
@@ -40,6 +49,15 @@ class ScriptedEngine:
         self.fault_on_submit: Exception | None = None
         self._running: dict[Sequence, Iterator[int]] = {}
         self._cancelled: set[Sequence] = set()
+
+    def say(self, *messages: Message, first_call_index: int = 0) -> None:
+        """Answer the requests to come with these messages."""
+        self.replies.extend(iter(spelt(self.codec, m, first_call_index=first_call_index)) for m in messages)
+
+    def forget(self) -> None:
+        """What was asked, and what was to be answered."""
+        self.requests.clear()
+        self.replies.clear()
 
     @property
     def has_work(self) -> bool:

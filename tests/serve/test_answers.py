@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as SequenceOf
+from collections import abc
 
 import pytest
 from hypothesis import given
@@ -17,7 +17,7 @@ from openk2.serve.answers import Answer, ChatAnswer, Piece, TextAnswer, TextGate
 CODEC = small_codec()
 
 
-def said(answer: Answer, ids: SequenceOf[int]) -> list[Piece]:
+def said(answer: Answer, ids: abc.Sequence[int]) -> list[Piece]:
     """The pieces of an answer whose sequence is `ids`, which ends where a stop string is complete."""
     sequence = Sequence(Request((1, 2), SamplingParams()), len(ids), None, None, tokens=[1, 2])  # type: ignore[arg-type]
     pieces = []
@@ -30,11 +30,11 @@ def said(answer: Answer, ids: SequenceOf[int]) -> list[Piece]:
     return [*pieces, answer.close()]
 
 
-def text(pieces: SequenceOf[Piece]) -> str:
+def text(pieces: abc.Sequence[Piece]) -> str:
     return "".join(piece.text for piece in pieces)
 
 
-def passed(gate: TextGate, parts: SequenceOf[str]) -> str:
+def passed(gate: TextGate, parts: abc.Sequence[str]) -> str:
     return "".join(gate.add(part, None)[0] for part in parts) + gate.close()[0]
 
 

@@ -11,17 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from running_server import CODEC, Running, running
-from scripted_engine import ScriptedEngine, calling, spelt
+from scripted_engine import CALCULATOR as SPEC
+from scripted_engine import QUESTION, ScriptedEngine, calling, spelt
 
 from openk2.serve.anthropic_requests import read_id, shown_id
 
-SCHEMA = {"type": "object", "properties": {"expression": {"type": "string"}}, "required": ["expression"]}
-CALCULATOR = {"name": "calculator", "description": "Works out a formula.", "input_schema": SCHEMA}
-SPEC = {
-    "type": "function",
-    "function": {"name": "calculator", "description": "Works out a formula.", "parameters": SCHEMA},
+DECLARED = SPEC["function"]
+CALCULATOR = {
+    "name": DECLARED["name"],
+    "description": DECLARED["description"],
+    "input_schema": DECLARED["parameters"],
 }
-QUESTION = {"role": "user", "content": "What is 6 times 7?"}
 ENGINE = ScriptedEngine(CODEC)
 
 
@@ -33,14 +33,9 @@ def server() -> Iterator[Running]:
 
 @pytest.fixture()
 def client(server: Running) -> Iterator[anthropic.Anthropic]:
-    ENGINE.requests.clear()
-    ENGINE.replies.clear()
+    ENGINE.forget()
     with server.anthropic() as found:
         yield found
-
-
-def reply(*messages: Any, first_call_index: int = 0) -> None:
-    ENGINE.replies.extend(iter(spelt(CODEC, message, first_call_index=first_call_index)) for message in messages)
 
 
 def ask(client: anthropic.Anthropic, **options: Any) -> Any:
@@ -48,7 +43,7 @@ def ask(client: anthropic.Anthropic, **options: Any) -> Any:
 
 
 def test_an_answer_and_its_usage(client: anthropic.Anthropic) -> None:
-    reply("It is 42, 世界.")
+    ENGINE.say("It is 42, 世界.")
     system = [{"type": "text", "text": "You are "}, {"type": "text", "text": "short."}]
     answer = ask(client, system=system, extra_body={"top_k": 4})
     assert [(block.type, block.text) for block in answer.content] == [("text", "It is 42, 世界.")]
@@ -78,7 +73,7 @@ def test_the_temperature_is_scaled_as_k2_wants(client: anthropic.Anthropic, aske
     ],
 )
 def test_a_stream_adds_up_to_the_whole_message(client: anthropic.Anthropic, message: Any) -> None:
-    reply(message, message)
+    ENGINE.say(message, message)
     whole = ask(client, tools=[CALCULATOR])
     with client.messages.stream(
         model="openk2", max_tokens=200, messages=[QUESTION], tools=[CALCULATOR]
@@ -95,7 +90,7 @@ RAW = {"message_start", "message_delta", "message_stop", "content_block_start", 
 
 
 def test_events_are_named_as_their_type_says(server: Running, client: anthropic.Anthropic) -> None:
-    reply("It is.")
+    ENGINE.say("It is.")
     body = {"model": "openk2", "max_tokens": 50, "messages": [QUESTION], "stream": True}
     lines = server.post("/v1/messages", body).text.splitlines()
     names = [line.removeprefix("event: ") for line in lines if line.startswith("event: ")]
@@ -105,8 +100,8 @@ def test_events_are_named_as_their_type_says(server: Running, client: anthropic.
 
 
 def test_three_turns_with_tools(client: anthropic.Anthropic) -> None:
-    reply(calling(("calculator", '{"expression": "6*7"}')), "It is 42.")
-    reply(calling(("calculator", '{"expression": "42+1"}')), first_call_index=1)
+    ENGINE.say(calling(("calculator", '{"expression": "6*7"}')), "It is 42.")
+    ENGINE.say(calling(("calculator", '{"expression": "42+1"}')), first_call_index=1)
     messages: list[Any] = [QUESTION]
     for called in ("6*7", None, "42+1"):
         answer = ask(client, messages=messages, tools=[CALCULATOR])
@@ -174,7 +169,7 @@ def test_tool_choice(client: anthropic.Anthropic, choice: Any, must_call: bool, 
 
 
 def test_stop_sequences_and_length(client: anthropic.Anthropic) -> None:
-    reply("It is 42. And so on.", "It is 42.")
+    ENGINE.say("It is 42. And so on.", "It is 42.")
     stopped = ask(client, stop_sequences=["zz", "42. A"])
     assert (stopped.content[0].text, stopped.stop_reason, stopped.stop_sequence) == (
         "It is ",

@@ -9,19 +9,10 @@ from typing import Any
 import openai
 import pytest
 from running_server import CODEC, Running, running
-from scripted_engine import CHOSEN, LAYERS, ScriptedEngine, calling, spelt
+from scripted_engine import CALCULATOR, CHOSEN, LAYERS, QUESTION, ScriptedEngine, calling, spelt
 
 from openk2.engine.engine import Engine, EngineSettings
 
-CALCULATOR = {
-    "type": "function",
-    "function": {
-        "name": "calculator",
-        "description": "Works out a formula.",
-        "parameters": {"type": "object", "properties": {"expression": {"type": "string"}}, "required": ["expression"]},
-    },
-}
-QUESTION = {"role": "user", "content": "What is 6 times 7?"}
 ENGINE = ScriptedEngine(CODEC)
 
 
@@ -33,18 +24,13 @@ def server() -> Iterator[Running]:
 
 @pytest.fixture()
 def client(server: Running) -> Iterator[openai.OpenAI]:
-    ENGINE.requests.clear()
-    ENGINE.replies.clear()
+    ENGINE.forget()
     with server.openai() as found:
         yield found
 
 
-def reply(*messages: Any, first_call_index: int = 0) -> None:
-    ENGINE.replies.extend(iter(spelt(CODEC, message, first_call_index=first_call_index)) for message in messages)
-
-
 def test_the_prompt_is_the_codecs_and_the_answer_the_models(client: openai.OpenAI) -> None:
-    reply("It is 42, 世界.")
+    ENGINE.say("It is 42, 世界.")
     answer = client.chat.completions.create(model="openk2", messages=[QUESTION], seed=5, temperature=0.25)
     [choice] = answer.choices
     assert choice.message.content == "It is 42, 世界." and choice.finish_reason == "stop"
@@ -81,7 +67,7 @@ def test_every_sampling_field_reaches_the_engine(client: openai.OpenAI) -> None:
     ],
 )
 def test_a_stream_adds_up_to_the_whole_answer(client: openai.OpenAI, message: Any) -> None:
-    reply(message, message)
+    ENGINE.say(message, message)
     options: dict[str, Any] = {"model": "openk2", "messages": [QUESTION], "tools": [CALCULATOR], "logprobs": True}
     whole = client.chat.completions.create(**options)
     with client.chat.completions.stream(**options) as stream:
@@ -96,7 +82,7 @@ def test_a_stream_adds_up_to_the_whole_answer(client: openai.OpenAI, message: An
 
 
 def test_usage_is_streamed_only_where_it_is_asked_for_in_a_last_chunk_without_choices(client: openai.OpenAI) -> None:
-    reply("It is.", "It is.")
+    ENGINE.say("It is.", "It is.")
     options: dict[str, Any] = {"model": "openk2", "messages": [QUESTION], "stream": True}
     assert all(chunk.choices and chunk.usage is None for chunk in client.chat.completions.create(**options))
     chunks = list(client.chat.completions.create(**options, stream_options={"include_usage": True}))
@@ -105,8 +91,8 @@ def test_usage_is_streamed_only_where_it_is_asked_for_in_a_last_chunk_without_ch
 
 
 def test_three_turns_with_tools(client: openai.OpenAI) -> None:
-    reply(calling(("calculator", '{"expression": "6*7"}')), "It is 42.")
-    reply(calling(("calculator", '{"expression": "42+1"}')), first_call_index=1)
+    ENGINE.say(calling(("calculator", '{"expression": "6*7"}')), "It is 42.")
+    ENGINE.say(calling(("calculator", '{"expression": "42+1"}')), first_call_index=1)
     messages: list[Any] = [QUESTION]
     for ids in (["functions.calculator:0"], None, ["functions.calculator:1"]):
         answer = client.chat.completions.create(model="openk2", messages=messages, tools=[CALCULATOR])
@@ -170,7 +156,7 @@ def test_json_is_what_was_asked_for(client: openai.OpenAI, response_format: Any)
 
 
 def test_several_continuations_each_draw_from_their_own_stream(client: openai.OpenAI) -> None:
-    reply("one", "two", "three")
+    ENGINE.say("one", "two", "three")
     answer = client.chat.completions.create(model="openk2", messages=[QUESTION], n=3)
     assert [choice.message.content for choice in answer.choices] == ["one", "two", "three"]
     assert [request.stream for request in ENGINE.requests] == [0, 1, 2]
@@ -179,14 +165,14 @@ def test_several_continuations_each_draw_from_their_own_stream(client: openai.Op
 
 
 def test_stop_strings_end_the_sequence_itself(client: openai.OpenAI) -> None:
-    reply("It is 42. And so on.")
+    ENGINE.say("It is 42. And so on.")
     answer = client.chat.completions.create(model="openk2", messages=[QUESTION], stop=["42. A", "zzz"])
     assert answer.choices[0].message.content == "It is " and answer.choices[0].finish_reason == "stop"
     assert answer.usage.completion_tokens < len(spelt(CODEC, "It is 42. And so on."))
 
 
 def test_length_ends_an_answer(client: openai.OpenAI) -> None:
-    reply("It is 42. And so on.")
+    ENGINE.say("It is 42. And so on.")
     answer = client.chat.completions.create(model="openk2", messages=[QUESTION], max_tokens=3)
     assert answer.choices[0].finish_reason == "length" and answer.usage.completion_tokens == 3
     hopeless = client.chat.completions.create(
@@ -196,7 +182,7 @@ def test_length_ends_an_answer(client: openai.OpenAI) -> None:
 
 
 def test_log_probabilities_of_the_shown_tokens(client: openai.OpenAI) -> None:
-    reply("é 42")
+    ENGINE.say("é 42")
     answer = client.chat.completions.create(model="openk2", messages=[QUESTION], logprobs=True, top_logprobs=2)
     told = answer.choices[0].logprobs.content
     assert b"".join(bytes(token.bytes) for token in told).decode() == "é 42"

@@ -1,0 +1,187 @@
+"""Commands that serve a checkpoint and put prompts to whatever is served."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from openk2.cli.command import add_engine_options, command, engine_settings, load_chat, open_console, variant_of
+
+# serve --------------------------------------------------------------------------------------------
+
+
+def add_serve(commands: Any) -> None:
+    example = "openk2 serve out/speedrun/instruct --tools calculator,weekday"
+    parser = command(commands, "serve", _serve, "serve a checkpoint over HTTP, with a chat page", example)
+    parser.add_argument("checkpoint", type=Path, nargs="?", help="a checkpoint folder")
+    parser.add_argument(
+        "--synthetic", metavar="PRESET", help="instead: random weights of this shape, for whoever builds a client"
+    )
+    parser.add_argument("--name", help="the model's name for clients (default: the folder's)")
+    parser.add_argument("--variant", choices=("base", "instruct"), help="base: no chat (default: what the folder is)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    parser.add_argument("--port", type=int, default=8000, help="0: any that is free")
+    parser.add_argument("--tools", action="append", default=[], metavar="NAMES|COMMAND", help=_TOOLS_HELP)
+    parser.add_argument("--temperature", type=float, default=0.6, help="where a request says none")
+    parser.add_argument("--api-key-env", default="", metavar="NAME", help="environment variable that holds the key")
+    parser.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="a further Host to answer to")
+    parser.add_argument("--allow-origin", action="append", default=[], metavar="ORIGIN", help="allow its pages (CORS)")
+    parser.add_argument("--step-tokens", type=int, default=512, help=_STEP_HELP)
+    parser.add_argument("--max-waiting", type=int, default=256, help="answers without a token before 429")
+    parser.add_argument("--request-timeout", type=float, default=600.0, help="seconds an answer may take")
+    parser.add_argument("--tool-timeout", type=float, default=30.0, help="seconds that a call of a tool may take")
+    parser.add_argument("--grace", type=float, default=30.0, help="seconds that running answers get after SIGTERM")
+    add_engine_options(parser)
+
+
+_STEP_HELP = "tokens read in one step: long prompts come in pieces of it, between which others get their next token"
+_TOOLS_HELP = "built-in tools, comma-separated, or the command line of an MCP server; may be repeated"
+
+
+def _serve(arguments: argparse.Namespace) -> None:
+    from openk2.serve.settings import ServeSettings
+
+    if (arguments.checkpoint is None) == (arguments.synthetic is None):
+        raise ValueError("serve: saw a checkpoint and --synthetic, or neither, expected one of them")
+    synthetic = arguments.synthetic is not None
+    name = arguments.name or (f"synthetic-{arguments.synthetic}" if synthetic else arguments.checkpoint.resolve().name)
+    settings = ServeSettings(
+        model_name=name,
+        host=arguments.host,
+        port=arguments.port,
+        temperature=arguments.temperature,
+        max_waiting=arguments.max_waiting,
+        request_timeout=arguments.request_timeout,
+        allow_hosts=tuple(arguments.allow_host),
+        allow_origins=tuple(arguments.allow_origin),
+        api_key_env=arguments.api_key_env,
+        tools=_tools(arguments.tools),
+        tool_timeout=arguments.tool_timeout,
+        grace=arguments.grace,
+    )
+    chosen = engine_settings(arguments, native="background", step_tokens=arguments.step_tokens)
+    from openk2.engine import Engine
+    from openk2.serve.server import serve
+    from openk2.serve.synthetic import synthetic_model
+
+    if synthetic:
+        model, codec = synthetic_model(arguments.synthetic)
+        variant = arguments.variant or "instruct"
+    else:
+        model, codec = load_chat(arguments.checkpoint, trained=False)
+        variant = arguments.variant or variant_of(arguments.checkpoint, codec)
+    serve(Engine(model, chosen), codec, dataclasses.replace(settings, chat=variant == "instruct"))
+
+
+def _tools(given: Sequence[str]) -> tuple[str, ...]:
+    """Names that stand together are taken apart; a command line has blanks or a path, and stays whole."""
+    found: list[str] = []
+    for entry in given:
+        whole = any(char in entry.strip() for char in " /")
+        found += [entry] if whole else [name.strip() for name in entry.split(",") if name.strip()]
+    return tuple(found)
+
+
+# testrun ------------------------------------------------------------------------------------------
+
+
+def add_testrun(commands: Any) -> None:
+    example = "openk2 testrun starter out/speedrun/instruct http://127.0.0.1:8000/v1 --out out/testrun"
+    parser = command(commands, "testrun", _testrun, "put a folder of prompts to models, answers side by side", example)
+    parser.add_argument("prompts", help="a folder or file of prompts, or starter")
+    parser.add_argument("targets", nargs="+", metavar="TARGET", help=_TARGET_HELP)
+    parser.add_argument(
+        "--out", type=Path, default=Path("out/testrun"), help="run folder; a second run asks what lacks"
+    )
+    parser.add_argument("--samples", type=int, default=1, help="answers of each prompt")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--concurrency", type=int, default=4, help="requests at a time to each target")
+    parser.add_argument("--per-minute", type=int, help="requests a minute to each target at most")
+    parser.add_argument("--price", action="append", default=[], metavar="NAME=IN,OUT", help="of a million tokens")
+    parser.add_argument(
+        "--extra", action="append", default=[], metavar="NAME={...}", help="JSON that requests get added"
+    )
+    parser.add_argument("--compare", type=Path, metavar="FOLDER", help="an earlier run: what changed since")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+
+
+_TARGET_HELP = "URL[,model=NAME][,key=VARIABLE][,name=TEXT], or a checkpoint folder, which is served for the time"
+
+
+def _testrun(arguments: argparse.Namespace) -> None:
+    from openk2.evaluate.testrun import (
+        RunSettings,
+        Target,
+        diff_runs,
+        load_prompts,
+        parse_extra,
+        parse_price,
+        run_prompts,
+        summary_table,
+        with_options,
+    )
+
+    settings = RunSettings(
+        samples=arguments.samples,
+        seed=arguments.seed,
+        concurrency=arguments.concurrency,
+        per_minute=arguments.per_minute,
+    )
+    prices = dict(map(parse_price, arguments.price))
+    extras = dict(map(parse_extra, arguments.extra))
+    load_prompts(arguments.prompts)  # what is wrong with them is told before anything is served
+    console = open_console(arguments)
+    with contextlib.ExitStack() as served:
+        targets = [
+            Target.parse(text) if "://" in text else served.enter_context(_served(Path(text)))
+            for text in arguments.targets
+        ]
+        report = run_prompts(
+            arguments.prompts, with_options(targets, prices, extras), arguments.out, settings=settings, console=console
+        )
+    for warning in report.warnings:
+        console.line(warning)
+    difference = diff_runs(arguments.compare, arguments.out, out=arguments.out) if arguments.compare else None
+    if arguments.json:
+        figures = dict(report.figures) | ({"diff": difference.as_dict()} if difference else {})
+        console.result(json.dumps(figures, indent=2))
+        return
+    from rich.console import Console as RichConsole
+
+    RichConsole().print(summary_table(dict(report.figures)))
+    if difference is not None:
+        console.result(difference.text())
+    console.result(str(report.page))
+
+
+@contextlib.contextmanager
+def _served(folder: Path) -> Iterator[Any]:
+    """A target that is a checkpoint: this command again, as a server on any free port, until the end."""
+    from openk2.evaluate.testrun import Target
+
+    if not folder.is_dir():
+        raise ValueError(f"testrun: saw the target {str(folder)!r}, expected a URL or a checkpoint folder")
+    command = [sys.executable, "-m", "openk2", "serve", str(folder), "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            said = []
+            assert server.stderr is not None
+            for line in server.stderr:
+                said.append(line.strip())
+                if " on http" in line:
+                    break
+            else:
+                raise ValueError(f"testrun: {folder} could not be served: {(said or ['no word'])[-1]}")
+            url = said[-1].rpartition(" on ")[2]
+            threading.Thread(target=server.stderr.read, daemon=True).start()  # so that it never waits for a reader
+            yield Target(url, folder.resolve().name, identity=str(folder.resolve()))
+        finally:
+            server.terminate()
