@@ -101,7 +101,32 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--deterministic", action="store_true", help="the same bits in any company, slower")
 
 
-def engine_settings(arguments: argparse.Namespace, **changes: Any) -> Any:
+def make_engine(
+    load: Callable[[], tuple[Any, Any]], arguments: argparse.Namespace, *, compiled: bool, **changes: Any
+) -> tuple[Any, Any]:
+    """The engine for the model that `load` returns beside its codec. Kernels are compiled while it runs, which pays
+    where much is read, and which the end of the process waits for."""
+    import threading
+    from concurrent.futures import ThreadPoolExecutor
+
+    from openk2.engine import Engine
+    from openk2.observe.memory import keep_freed_memory
+
+    def make() -> tuple[Any, Any]:
+        model, codec = load()
+        return Engine(model, _engine_settings(arguments, **changes)), codec
+
+    keep_freed_memory()
+    # A thread that ran a parallel loop keeps a team of OpenMP threads until it ends, and where there are more of them
+    # than processors none of them spins at a barrier any more: 50 barriers a step of a small model, each a sleep.
+    with ThreadPoolExecutor(1) as thread:
+        engine, codec = thread.submit(make).result()
+    if compiled:
+        threading.Thread(target=engine.compile_kernels, name="compile kernels").start()
+    return engine, codec
+
+
+def _engine_settings(arguments: argparse.Namespace, **changes: Any) -> Any:
     from openk2.engine import EngineSettings
 
     return EngineSettings(

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from openk2.cli.command import add_engine_options, command, engine_settings, load_chat, open_console, variant_of
+from openk2.cli.command import add_engine_options, command, load_chat, make_engine, open_console, variant_of
 
 # serve --------------------------------------------------------------------------------------------
 
@@ -34,7 +34,8 @@ def add_serve(commands: Any) -> None:
     parser.add_argument("--api-key-env", default="", metavar="NAME", help="environment variable that holds the key")
     parser.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="a further Host to answer to")
     parser.add_argument("--allow-origin", action="append", default=[], metavar="ORIGIN", help="allow its pages (CORS)")
-    parser.add_argument("--step-tokens", type=int, default=512, help=_STEP_HELP)
+    parser.add_argument("--step-tokens", type=int, default=2048, help="tokens read at most before the next one is sent")
+    parser.add_argument("--beside-tokens", type=int, default=512, help=_BESIDE_HELP)
     parser.add_argument("--max-waiting", type=int, default=256, help="answers without a token before 429")
     parser.add_argument("--request-timeout", type=float, default=600.0, help="seconds an answer may take")
     parser.add_argument("--tool-timeout", type=float, default=30.0, help="seconds that a call of a tool may take")
@@ -42,7 +43,7 @@ def add_serve(commands: Any) -> None:
     add_engine_options(parser)
 
 
-_STEP_HELP = "tokens read in one step: long prompts come in pieces of it, between which others get their next token"
+_BESIDE_HELP = "of prompts, while more answers wait for their next token than for their first"
 _TOOLS_HELP = "built-in tools, comma-separated, or the command line of an MCP server; may be repeated"
 
 
@@ -67,18 +68,19 @@ def _serve(arguments: argparse.Namespace) -> None:
         tool_timeout=arguments.tool_timeout,
         grace=arguments.grace,
     )
-    chosen = engine_settings(arguments, native="background", step_tokens=arguments.step_tokens)
-    from openk2.engine import Engine
     from openk2.serve.server import serve
     from openk2.serve.synthetic import synthetic_model
 
-    if synthetic:
-        model, codec = synthetic_model(arguments.synthetic)
-        variant = arguments.variant or "instruct"
-    else:
-        model, codec = load_chat(arguments.checkpoint, trained=False)
-        variant = arguments.variant or variant_of(arguments.checkpoint, codec)
-    serve(Engine(model, chosen), codec, dataclasses.replace(settings, chat=variant == "instruct"))
+    engine, codec = make_engine(
+        lambda: synthetic_model(arguments.synthetic) if synthetic else load_chat(arguments.checkpoint, trained=False),
+        arguments,
+        compiled=True,
+        native="background",
+        step_tokens=arguments.step_tokens,
+        beside_tokens=arguments.beside_tokens,
+    )
+    variant = arguments.variant or ("instruct" if synthetic else variant_of(arguments.checkpoint, codec))
+    serve(engine, codec, dataclasses.replace(settings, chat=variant == "instruct"))
 
 
 def _tools(given: Sequence[str]) -> tuple[str, ...]:

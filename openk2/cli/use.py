@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from openk2.cli.command import add_engine_options, command, engine_settings, load_chat, open_console, variant_of
+from openk2.cli.command import add_engine_options, command, load_chat, make_engine, open_console, variant_of
 
 # evaluate -----------------------------------------------------------------------------------------
 
@@ -39,7 +39,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--out: saw the file {arguments.out}, expected a folder; choose another path")
     if arguments.seed < 0:
         raise ValueError(f"--seed: saw {arguments.seed}, expected 0 or more")
-    generate, score, codec, context_length = _generator(arguments)
+    generate, score, codec, context_length = _generator(arguments, compiled=True)
     console = open_console(arguments)
     variant = arguments.variant or variant_of(arguments.checkpoint, codec)
     results = evaluate(
@@ -69,15 +69,14 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         RichConsole().print(results_table(results))
 
 
-def _generator(arguments: argparse.Namespace) -> tuple[Any, Any, Any, int]:
+def _generator(arguments: argparse.Namespace, *, compiled: bool) -> tuple[Any, Any, Any, int]:
     """What samples, what scores, the codec, and the tokens of the context: the checkpoint's engine here, or an
     endpoint."""
     if arguments.endpoint is None:
-        from openk2.engine import Engine
-
-        model, codec = load_chat(arguments.checkpoint, trained=False)
-        engine = Engine(model, engine_settings(arguments))
-        return engine, engine.score, codec, model.config.max_position_embeddings
+        engine, codec = make_engine(
+            lambda: load_chat(arguments.checkpoint, trained=False), arguments, compiled=compiled
+        )
+        return engine, engine.score, codec, engine.model.config.max_position_embeddings
     from openk2.chat.codec import Codec
     from openk2.checkpoint.hf_config import read_config
     from openk2.engine.remote import RemoteGenerate
@@ -120,7 +119,7 @@ def _chat(arguments: argparse.Namespace) -> None:
         raise ValueError("chat: expected --temperature of 0 or more and --max-new-tokens of 1 or more")
     if arguments.prompt is not None and not arguments.prompt.strip():
         raise ValueError("--prompt: saw nothing but blanks, expected something to answer")
-    generate, _, codec, context_length = _generator(arguments)
+    generate, _, codec, context_length = _generator(arguments, compiled=False)
     params = SamplingParams(
         max_new_tokens=arguments.max_new_tokens, temperature=arguments.temperature, seed=arguments.seed
     )

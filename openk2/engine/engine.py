@@ -33,22 +33,26 @@ from openk2.engine.scheduler import Piece, Scheduler
 from openk2.engine.sequence import Request, Sequence, Status
 from openk2.model.model import Model
 from openk2.model.moe import Router
+from openk2.ops.fused import fusion_available, fusion_on_this_thread, set_fusion
 from openk2.protocols import Completion, Grammar, SamplingParams
 
 CACHE_BYTES = 1 << 30
 SCORING_TOKENS = 8192  # padded tokens of one scoring pass
+WARM_TOKENS = 512  # enough for every kernel to be worth its call
 
 
 @dataclass(frozen=True)
 class EngineSettings:
     """`cache_tokens` None: a gibibyte's at most, and one whole context at least. `step_tokens` are read at most in one
-    step, which `max_running` sequences at most share. `native`, decoding in C++: from the first token on ("wait", some
+    step, which `max_running` sequences at most share; of prompts at most `beside_tokens`, while more sequences wait for
+    their next token than for their first one. `native`, decoding in C++: from the first token on ("wait", some
     seconds the first time on a machine), once it is compiled ("background": no token waits for it, and with which one
     it takes over is a matter of chance), or never ("off")."""
 
     cache_tokens: int | None = None
     max_running: int = 256
     step_tokens: int = 4096
+    beside_tokens: int = 512
     eight_bit_cache: bool = False
     attention: str = "auto"
     native: str = "wait"
@@ -56,7 +60,7 @@ class EngineSettings:
     def __post_init__(self) -> None:
         if self.native not in ("wait", "background", "off"):
             raise ValueError(f"engine: saw native {self.native!r}, expected wait, background or off")
-        for name in ("max_running", "step_tokens"):
+        for name in ("max_running", "step_tokens", "beside_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"engine: saw {name} {getattr(self, name)}, expected at least 1")
         if self.cache_tokens is not None and self.cache_tokens < 2 * BLOCK:
@@ -98,7 +102,11 @@ class Engine:
         self.store: LatentStore = make_store(model.config, self.pool.size * BLOCK, model.compute_dtype)
         self.tree = PrefixTree(self.pool)
         self.scheduler = Scheduler(
-            self.pool, self.tree, max_running=self.settings.max_running, step_tokens=self.settings.step_tokens
+            self.pool,
+            self.tree,
+            max_running=self.settings.max_running,
+            step_tokens=self.settings.step_tokens,
+            beside_tokens=self.settings.beside_tokens,
         )
         wanted = self.settings.native
         self.native = None if wanted == "off" else NativeDecoder.make(self.model, self.store, wait=wanted == "wait")
@@ -120,6 +128,25 @@ class Engine:
         if weights_hash(own) != wanted:
             raise RuntimeError("engine: saw weights that differ from those they were copied from")
         return wanted
+
+    @torch.inference_mode()
+    def compile_kernels(self) -> None:
+        """Compile what prompts are read with, then read with it; where that cannot be done, nothing changes.
+
+        Takes seconds, and may run on another thread while the engine steps: no token waits for it.
+        """
+        if self.settings.attention == "invariant" or not fusion_available()[0]:
+            return
+        config = self.model.config
+        tokens = [0] * min(WARM_TOKENS, config.max_position_embeddings)
+        blocks = list(range(-(-len(tokens) // BLOCK)))
+        sequence = Sequence(Request(tuple(tokens), SamplingParams()), 1, None, sampler.stream(0, 0), tokens=tokens)
+        sequence.blocks = blocks
+        store = PlainStore(config, len(blocks) * BLOCK, self.model.compute_dtype)
+        with fusion_on_this_thread():
+            logits, _ = run(self.model, store, [Piece(sequence, 0, len(tokens))], read_all=True)
+            sampler.sample(logits, [sequence] * len(tokens))
+        set_fusion(True)
 
     # One sequence after the other -----------------------------------------------------------------
 

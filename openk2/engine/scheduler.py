@@ -1,7 +1,9 @@
 """What the engine reads next: which tokens of which sequences.
 
 Running sequences go first, each with the token it sampled last; what is left
-of the step's tokens goes to prompts, in pieces, oldest first. Where no block is
+of the step's tokens goes to prompts, in pieces, oldest first. The pieces are
+small while more sequences wait for their next token than for their first one:
+each such piece delays all of them. Where no block is
 free, beginnings that nobody uses are forgotten, then the youngest sequence
 gives its blocks up and waits to be read again.
 Invariants: a sequence's blocks cover the tokens it is about to read; no
@@ -46,15 +48,18 @@ class Copy(NamedTuple):
 class Scheduler:
     """Waiting and running sequences of one block pool."""
 
-    def __init__(self, pool: BlockPool, tree: PrefixTree, *, max_running: int, step_tokens: int) -> None:
-        self.pool, self.tree, self.max_running, self.step_tokens = pool, tree, max_running, step_tokens
+    def __init__(
+        self, pool: BlockPool, tree: PrefixTree, *, max_running: int, step_tokens: int, beside_tokens: int
+    ) -> None:
+        self.pool, self.tree, self.max_running = pool, tree, max_running
+        self.step_tokens, self.beside_tokens = step_tokens, beside_tokens
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # in the order in which they were admitted
 
     def schedule(self) -> tuple[list[Piece], list[Copy]]:
         """The next pieces, at least one where anything is left to do."""
         pieces: list[Piece] = []
-        left = self.step_tokens
+        left = room = self._room()
         for sequence in sorted(self.running, key=lambda s: s.num_pending):
             if left and sequence.status is Status.RUNNING:  # a younger one may just have lost its blocks
                 last = min(sequence.num_computed + left, len(sequence.tokens))
@@ -62,7 +67,8 @@ class Scheduler:
                     pieces.append(Piece(sequence, sequence.num_computed, last))
                     left -= last - sequence.num_computed
         pieces = [piece for piece in pieces if piece.sequence.status is Status.RUNNING]
-        return pieces, self._admit(pieces) if self.waiting else []
+        left = room - sum(piece.last - piece.first for piece in pieces)
+        return pieces, self._admit(pieces, left) if self.waiting else []
 
     def admit_alone(self, sequence: Sequence) -> None:
         """Blocks for all tokens of a sequence that is read outside `schedule`, nothing of it taken from the tree."""
@@ -78,6 +84,12 @@ class Scheduler:
         for block in sequence.blocks:
             self.pool.release(block)
         sequence.blocks, sequence.num_computed = [], 0
+
+    def _room(self) -> int:
+        """Tokens of the next step."""
+        for_next = sum(sequence.num_pending == 1 for sequence in self.running)
+        for_first = len(self.running) - for_next + len(self.waiting)
+        return min(self.step_tokens, for_next + self.beside_tokens) if for_next >= for_first else self.step_tokens
 
     def _cover(self, sequence: Sequence, last: int) -> bool:
         """Blocks for the first `last` tokens of a running sequence; false where it lost its own instead."""
@@ -104,10 +116,9 @@ class Scheduler:
         sequence.num_preempted += 1
         self.waiting.appendleft(sequence)
 
-    def _admit(self, pieces: list[Piece]) -> list[Copy]:
-        """Let waiting sequences run while tokens and blocks for them are left, without taking any from others."""
+    def _admit(self, pieces: list[Piece], left: int) -> list[Copy]:
+        """Let waiting sequences run while `left` tokens and blocks for them last, without taking any from others."""
         copies: list[Copy] = []
-        left = self.step_tokens - sum(piece.last - piece.first for piece in pieces)
         later: list[Sequence] = []
         while self.waiting and left and len(self.running) < self.max_running:
             sequence = self.waiting.popleft()

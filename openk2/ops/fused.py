@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import functools
 import shutil
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 import torch
@@ -26,6 +28,7 @@ from openk2.ops.invariant import is_batch_invariant
 Function = TypeVar("Function", bound=Callable[..., Any])
 SMALL = 1 << 15  # elements below which a pass over memory costs less than the call of a compiled kernel
 _enabled = False
+_here = threading.local()  # `on`: enabled on this thread
 
 
 def set_fusion(enabled: bool) -> None:
@@ -33,9 +36,24 @@ def set_fusion(enabled: bool) -> None:
     global _enabled
     _enabled = enabled
     if enabled:
-        # Two sizes that happen to be equal once must not be taken for one: each such guess costs a compilation later.
-        torch.fx.experimental._config.use_duck_shape = False  # type: ignore[attr-defined]
-        torch._dynamo.config.recompile_limit = 64  # dtypes, norm widths and rows of one are compiled apart
+        _configure()
+
+
+@contextmanager
+def fusion_on_this_thread() -> Iterator[None]:
+    """Compiled kernels for what this thread runs within: it compiles them while others go on as they were."""
+    _configure()
+    _here.on = True
+    try:
+        yield
+    finally:
+        _here.on = False
+
+
+def _configure() -> None:
+    # Two sizes that happen to be equal once must not be taken for one: each such guess costs a compilation later.
+    torch.fx.experimental._config.use_duck_shape = False  # type: ignore[attr-defined]
+    torch._dynamo.config.recompile_limit = 64  # dtypes, norm widths and rows of one are compiled apart
 
 
 def fusion_available() -> tuple[bool, str]:
@@ -56,7 +74,7 @@ def fused(function: Function) -> Function:
     @functools.wraps(function)
     def call(*arguments: Any) -> Any:
         # What is not contiguous would be copied below, and a kernel that writes in place would write to the copy.
-        wanted = _enabled and not is_batch_invariant()
+        wanted = (_enabled or getattr(_here, "on", False)) and not is_batch_invariant()
         if not wanted or arguments[0].numel() < SMALL or not arguments[0].is_contiguous():
             return function(*arguments)
         # Gradient flags and strides are part of what is compiled for: all calls are made alike.

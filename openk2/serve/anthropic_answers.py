@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 from openk2.serve.anthropic_requests import shown_id
@@ -102,7 +102,7 @@ def _message_delta(ended: Ended) -> StreamEvent:
     return {"type": "message_delta", "delta": delta, "usage": usage}
 
 
-async def stream_events(messages: AsyncIterator[StreamEvent]) -> AsyncIterator[bytes]:
+async def stream_events(messages: AsyncIterator[StreamEvent]) -> AsyncGenerator[bytes, None]:
     """A stream's events; a failure on the way is the last."""
     try:
         async for found in messages:

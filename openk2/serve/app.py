@@ -8,8 +8,9 @@ elsewhere); /openapi.json describes the routes.
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from typing import Any
 
@@ -59,7 +60,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        service.worker.start()
+        service.worker.start(asyncio.get_running_loop())
         yield
         await run_in_threadpool(service.worker.stop)
         await run_in_threadpool(toolbox.close)
@@ -189,7 +190,7 @@ def _add_state(app: FastAPI, service: Service) -> None:
 
 
 def _stream(
-    service: Service, close: Callable[[], None], events: AsyncIterator[bytes], keep_alive: bytes
+    service: Service, close: Callable[[], None], events: AsyncGenerator[bytes, None], keep_alive: bytes
 ) -> EventStream:
     limit = service.settings.request_timeout + service.settings.receive_timeout  # the latter for slow readers
     return EventStream(events, close=close, keep_alive=keep_alive, limit=limit)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import suppress
 from functools import partial
 
 from starlette.types import Receive
@@ -25,7 +24,7 @@ class Exchange:
 
     def __init__(self, worker: Worker, receive: Receive, timeout: float, closed: Callable[[Exchange], None]) -> None:
         self._worker, self._closed = worker, closed
-        self._loop = asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._early: deque[tuple[int, Piece | Ended]] = deque()
         self._jobs: Sequence[Job] = ()
@@ -36,8 +35,8 @@ class Exchange:
             code="timeout",
             headers={"x-should-retry": "false"},  # official clients ask again otherwise
         )
-        self._timer = self._loop.call_later(timeout, self.break_off, late)
-        self._watch = self._loop.create_task(self._hang_up(receive))
+        self._timer = loop.call_later(timeout, self.break_off, late)
+        self._watch = loop.create_task(self._hang_up(receive))
 
     async def start(self, jobs: Sequence[Job]) -> None:
         """Submit `jobs`; returns once the engine has taken all of them on, and raises `ApiError` where it will not."""
@@ -89,9 +88,7 @@ class Exchange:
         return index, event
 
     def _post(self, index: int, event: Event) -> None:
-        """From the engine's thread."""
-        with suppress(RuntimeError):  # the loop has closed: nobody listens
-            self._loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
+        self._events.put_nowait((index, event))
 
     async def _hang_up(self, receive: Receive) -> None:
         """Wait for the client to go. Nobody reads the error; the status is what proxies log for it."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from typing import Any
 
 from openk2.chat.tokenizer import Tokenizer
@@ -72,7 +72,7 @@ async def text_chunks(
     yield {**head, "choices": [], "usage": usage.told()}
 
 
-async def events(chunks: AsyncIterator[Chunk], request: Sampling) -> AsyncIterator[bytes]:
+async def events(chunks: AsyncIterator[Chunk], request: Sampling) -> AsyncGenerator[bytes, None]:
     """A stream's events; a failure on the way is the last but for [DONE], which only a whole answer has."""
     try:
         async for chunk in chunks:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+import time
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
 from typing import Any
 
@@ -46,7 +47,7 @@ class EventStream(Response):
     media_type = "text/event-stream"
 
     def __init__(
-        self, events: AsyncIterator[bytes], *, close: Callable[[], None], keep_alive: bytes, limit: float
+        self, events: AsyncGenerator[bytes, None], *, close: Callable[[], None], keep_alive: bytes, limit: float
     ) -> None:
         super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
         del self.headers["content-length"]
@@ -55,30 +56,29 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             with suppress(TimeoutError):
-                async with asyncio.timeout(self._limit), aclosing(self._with_keep_alives()) as chunks:
+                async with asyncio.timeout(self._limit):
                     await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-                    async for chunk in chunks:
-                        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                    await self._send_events(send)
                     await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             self._close()
 
-    async def _with_keep_alives(self) -> AsyncGenerator[bytes, None]:
-        reading = asyncio.create_task(_following(self._events))
-        try:
+    async def _send_events(self, send: Send) -> None:
+        last = time.monotonic()
+
+        async def keep_alive() -> None:
+            nonlocal last
             while True:
-                done, _ = await asyncio.wait({reading}, timeout=KEEP_ALIVE_SECONDS)
-                if not done:
-                    yield self._keep_alive
-                    continue
-                chunk = reading.result()
-                if chunk is None:
-                    return
-                reading = asyncio.create_task(_following(self._events))
-                yield chunk
+                await asyncio.sleep(last + KEEP_ALIVE_SECONDS - time.monotonic())
+                if time.monotonic() >= last + KEEP_ALIVE_SECONDS:
+                    last = time.monotonic()
+                    await send({"type": "http.response.body", "body": self._keep_alive, "more_body": True})
+
+        beside = asyncio.create_task(keep_alive())
+        try:
+            async with aclosing(self._events) as events:
+                async for chunk in events:
+                    last = time.monotonic()
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
         finally:
-            reading.cancel()
-
-
-async def _following(events: AsyncIterator[bytes]) -> bytes | None:
-    return await anext(events, None)
+            beside.cancel()

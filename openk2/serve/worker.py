@@ -8,12 +8,14 @@ broke (its cache may hold anything; let a supervisor start a new process).
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import threading
 import time
 import traceback
 from collections import abc
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -67,14 +69,14 @@ Event = Admitted | Piece | Ended | ApiError
 
 @dataclass(eq=False)
 class Job:
-    """One continuation: what to sample, how to show it, and where to send that. `post` is called on the thread."""
+    """One continuation: what to sample, how to show it, and where to send that."""
 
     prompt: tuple[int, ...]
     params: SamplingParams
     answer: Answer
     stream: int = 0
     grammar: Grammar | None = None
-    post: Callable[[Event], None] = field(init=False)
+    post: Callable[[Event], None] = field(init=False)  # where its events go, on the event loop
     sequence: Sequence | None = None
     last: float = field(default_factory=time.monotonic)  # when it arrived, then when its newest token came
 
@@ -90,12 +92,15 @@ class Worker:
         self._live: set[Job] = set()  # without an end
         self._waiting: set[Job] = set()  # without a token
         self._running: dict[Sequence, Job] = {}
+        self._outbox: list[tuple[Job, Event]] = []  # of this step
         self._stopping = False
         self.failure = ""  # what broke the engine
         self.usage: Usage = engine.usage()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
-    def start(self) -> None:
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Jobs' `post` is called on `loop`."""
+        self._loop = loop
         self._thread.start()
 
     @property
@@ -149,6 +154,7 @@ class Worker:
                 if self._engine.has_work:
                     for sequence in self._engine.step():
                         self._end(sequence)
+                self._send()
                 self.usage = self._engine.usage()
             self._fail(ApiError(503, "the server stopped while this request ran; ask again"))
         except Exception as error:
@@ -185,7 +191,7 @@ class Worker:
             return
         self._running[job.sequence] = job
         self._metrics.prompt_tokens.inc(len(job.prompt))
-        job.post(Admitted())
+        self._outbox.append((job, Admitted()))
         if job.sequence.status is Status.FINISHED:  # nothing legal fits into the tokens that are left
             self._end(job.sequence)
 
@@ -204,14 +210,14 @@ class Worker:
         self._metrics.generated_tokens.inc()
         piece = job.answer.take(job.sequence)
         if piece:
-            job.post(piece)
+            self._outbox.append((job, piece))
         return job.answer.stop_string is not None
 
     def _end(self, sequence: Sequence) -> None:
         job = self._running.pop(sequence)
         piece = job.answer.close()
         if piece:
-            job.post(piece)
+            self._outbox.append((job, piece))
         reason, stop_string = job.answer.reason(sequence.finish_reason), job.answer.stop_string
         self._finish(job, Ended(reason, stop_string, len(job.prompt), sequence.num_cached, sequence.num_sampled))
 
@@ -219,10 +225,23 @@ class Worker:
         with self._changed:
             self._live.discard(job)
             self._waiting.discard(job)
-        job.post(last)
+        self._outbox.append((job, last))
+
+    def _send(self) -> None:
+        """Wake the event loop once for all that a step brought: waking it for each token costs more than the token."""
+        events, self._outbox = self._outbox, []
+        if events:
+            with suppress(RuntimeError):  # the loop has closed: nobody listens
+                self._loop.call_soon_threadsafe(_hand_out, events)
 
     def _fail(self, error: ApiError) -> None:
         with self._changed:
             left = list(self._live)
         for job in left:
             self._finish(job, error)
+        self._send()
+
+
+def _hand_out(events: abc.Sequence[tuple[Job, Event]]) -> None:
+    for job, event in events:
+        job.post(event)

@@ -15,4 +15,5 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("openk2.train.session.fusion_available", lambda: (False, "a test"))
+    for place in ("openk2.train.session", "openk2.engine.engine"):
+        monkeypatch.setattr(f"{place}.fusion_available", lambda: (False, "a test"))

@@ -82,6 +82,21 @@ def test_no_step_reads_more_than_it_may_and_sampling_goes_on_beside_a_long_promp
     assert_same(long.completion(), step_by_step(model, long.request.prompt, long.request.params))
 
 
+def test_prompts_come_in_small_pieces_while_more_sequences_wait_for_their_next_token(model):
+    engine = Engine(model, EngineSettings(beside_tokens=40))
+    talking = [engine.submit(Request((number, 2, 3), SamplingParams(max_new_tokens=30))) for number in range(3)]
+    engine.step()
+    long = [engine.submit(Request((200 + number, *range(20, 169)), SamplingParams(max_new_tokens=2))) for number in range(3)]
+    engine.step()
+    assert [sequence.num_sampled for sequence in talking] == [2, 2, 2]
+    assert [sequence.num_computed for sequence in long] == [40, 0, 0]  # three wait for each
+    long.append(engine.submit(Request((207, *range(20, 169)), SamplingParams(max_new_tokens=2))))
+    engine.step()
+    assert [sequence.num_sampled for sequence in (*talking, *long)] == [3, 3, 3, 1, 1, 1, 1]  # four wait for their first
+    finish(engine, [*talking, *long])
+    assert_same(long[0].completion(), step_by_step(model, long[0].request.prompt, long[0].request.params))
+
+
 def test_who_came_first_is_read_first(model):
     engine = Engine(model, EngineSettings(max_running=2, step_tokens=16))
     ended: list[Sequence] = []

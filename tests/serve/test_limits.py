@@ -290,7 +290,7 @@ engine = ScriptedEngine(CODEC, itertools.cycle(words), itertools.chain(words * 1
                         context=10**9)
 engine.pace = 0.01
 serve(engine, CODEC, ServeSettings(port=0, grace={grace}))
-print("returned", engine.has_work)
+print("returned")
 """
 
 
@@ -316,7 +316,7 @@ def test_a_signal_stops_accepting_lets_answers_end_and_tells_what_was_cut(number
             error = json.loads(endless_answer.read().decode().rstrip().splitlines()[-1].removeprefix("data: "))
         assert "stopped" in error["error"]["message"]
         out, err = process.communicate(timeout=20)
-        assert out == "returned False\n" and process.returncode == 0
+        assert out == "returned\n" and process.returncode == 0
         assert "cut a chat completion after" in err and "Traceback" not in err
     finally:
         process.kill()
