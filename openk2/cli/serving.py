@@ -40,9 +40,11 @@ def add_serve(commands: Any) -> None:
     parser.add_argument("--request-timeout", type=float, default=600.0, help="seconds an answer may take")
     parser.add_argument("--tool-timeout", type=float, default=30.0, help="seconds that a call of a tool may take")
     parser.add_argument("--grace", type=float, default=30.0, help="seconds that running answers get after SIGTERM")
+    parser.add_argument("--weights-folder", type=Path, metavar="FOLDER", help=_WEIGHTS_HELP)
     add_engine_options(parser)
 
 
+_WEIGHTS_HELP = "let clients put new weights there and have them taken over: openk2 rl --endpoint (default: none)"
 _BESIDE_HELP = "of prompts, while more answers wait for their next token than for their first"
 _TOOLS_HELP = "built-in tools, comma-separated, or the command line of an MCP server; may be repeated"
 
@@ -67,6 +69,7 @@ def _serve(arguments: argparse.Namespace) -> None:
         tools=_tools(arguments.tools),
         tool_timeout=arguments.tool_timeout,
         grace=arguments.grace,
+        weights_folder=arguments.weights_folder,
     )
     from openk2.serve.server import serve
     from openk2.serve.synthetic import synthetic_model

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,11 @@ def add_rl(commands: Any) -> None:
     parser.add_argument("checkpoint", type=Path, help="a checkpoint folder that has been fine-tuned")
     parser.add_argument("--data", type=Path, required=True, help="trajectories.jsonl of openk2 synth")
     parser.add_argument("--out", type=Path, default=Path("out/rl"), help="run folder; the model goes to OUT/model")
+    parser.add_argument("--endpoint", metavar="URL", help=_ENDPOINT_HELP)
+    parser.add_argument("--weights-folder", type=Path, metavar="FOLDER", help="with --endpoint: the server's")
+
+
+_ENDPOINT_HELP = "sample there: the /v1 of an openk2 serve --weights-folder FOLDER that serves this checkpoint"
 
 
 def _rl(arguments: argparse.Namespace) -> None:
@@ -139,12 +145,24 @@ def _rl(arguments: argparse.Namespace) -> None:
     config = overridden(speedrun().rl, arguments)
     from openk2.data.dialogues import read_dialogues
     from openk2.engine.engine import Engine
+    from openk2.engine.remote import RemoteSampler
     from openk2.posttrain.rl import rl
+
+    endpoint, folder = arguments.endpoint, arguments.weights_folder
+    if (endpoint is None) != (folder is None):
+        raise ValueError("rl: saw one of --endpoint and --weights-folder, expected both or neither")
 
     dialogues = read_dialogues(arguments.data)
     model, codec = load_chat(arguments.checkpoint, trained=True)
     console = open_console(arguments)
-    trust = rl(config, model, codec, dialogues, arguments.out, console, make_sampler=Engine)
+
+    def make_sampler(policy: Any) -> Any:
+        if endpoint is None:
+            return Engine(policy)
+        key_env = "OPENAI_API_KEY" if "OPENAI_API_KEY" in os.environ else ""
+        return RemoteSampler(endpoint, folder, policy, key_env=key_env)
+
+    trust = rl(config, model, codec, dialogues, arguments.out, console, make_sampler=make_sampler)
     console.line(f"self-critique: {trust.verdict()}")
     _export_instruct(model, codec, arguments)
 

@@ -113,21 +113,33 @@ class Engine:
         self._cancelled: list[Sequence] = []
         self.sync(model)
 
-    @torch.no_grad()
     def sync(self, model: Model) -> str:
-        """Take over `model`'s weights in place; returns their SHA-256, which those of the engine were compared with.
+        """Take over `model`'s weights in place; returns their SHA-256. Raises as `load` does."""
+        weights = engine_weights(model)
+        return self.load(weights, weights_hash(weights))
 
-        Raises `RuntimeError` where sequences run, which were begun with other weights, or where a copy differs.
+    @torch.no_grad()
+    def load(self, weights: Mapping[str, Tensor], sha256: str) -> str:
+        """Take over `engine_weights` in place, and compare the copy's SHA-256 with the one they should have.
+
+        Raises `RuntimeError` where sequences run, which were begun with other weights, or where the copy differs, and
+        `ValueError` for weights of another model.
         """
         if self.has_work:
             raise RuntimeError("engine: saw new weights while sequences run, expected none; finish or cancel them")
-        self.model.load_state_dict(model.state_dict())
-        self.tree.clear()
         own = self.model.state_dict()
-        wanted = weights_hash({name: value.to(own[name].dtype) for name, value in model.state_dict().items()})
-        if weights_hash(own) != wanted:
+        other = [name for name in own.keys() | weights.keys() if _kind(own.get(name)) != _kind(weights.get(name))]
+        if other:
+            name = min(other)
+            raise ValueError(
+                f"engine: saw {name} as {_kind(weights.get(name))}, expected {_kind(own.get(name))}; the weights are "
+                "those of another model"
+            )
+        self.tree.clear()
+        self.model.load_state_dict(weights)
+        if weights_hash(self.model.state_dict()) != sha256:
             raise RuntimeError("engine: saw weights that differ from those they were copied from")
-        return wanted
+        return sha256
 
     @torch.inference_mode()
     def compile_kernels(self) -> None:
@@ -302,16 +314,7 @@ class Engine:
             self._room(len(sequence), 0)
         if self.settings.eight_bit_cache:
             return [self._score_through_cache(sequence) for sequence in sequences]
-        found: list[np.ndarray] = [np.zeros(0, dtype=np.float32)] * len(sequences)
-        for rows in _by_length([len(s) for s in sequences], SCORING_TOKENS):
-            ids = _padded([sequences[row] for row in rows])
-            targets = torch.full_like(ids, -100)
-            for place, row in enumerate(rows):
-                targets[place, : len(sequences[row]) - 1] = ids[place, 1 : len(sequences[row])]
-            log_probs, _ = self.model.log_probs(ids, targets)
-            for place, row in enumerate(rows):
-                found[row] = log_probs[place, : len(sequences[row]) - 1].numpy()
-        return found
+        return score(self.model, sequences)
 
     def _score_through_cache(self, ids: abc.Sequence[int]) -> np.ndarray:
         """`score` of one sequence as generation would see it, each token attending to what the cache gives back."""
@@ -335,6 +338,39 @@ class Engine:
         if not 1 <= length <= limit - min(wanted, 1):
             raise ValueError(f"engine: saw a prompt of {length} tokens, expected 1 to {limit - min(wanted, 1)}")
         return min(wanted, limit - length)
+
+
+@torch.no_grad()
+def score(model: Model, sequences: abc.Sequence[abc.Sequence[int]]) -> list[np.ndarray]:
+    """Natural log-probabilities of ids[1:] for each sequence, as `model` has them in one pass."""
+    found: list[np.ndarray] = [np.zeros(0, dtype=np.float32)] * len(sequences)
+    for rows in _by_length([len(s) for s in sequences], SCORING_TOKENS):
+        ids = _padded([sequences[row] for row in rows])
+        targets = torch.full_like(ids, -100)
+        for place, row in enumerate(rows):
+            targets[place, : len(sequences[row]) - 1] = ids[place, 1 : len(sequences[row])]
+        log_probs, _ = model.log_probs(ids, targets)
+        for place, row in enumerate(rows):
+            found[row] = log_probs[place, : len(sequences[row]) - 1].numpy()
+    return found
+
+
+def engine_weights(model: Model) -> dict[str, Tensor]:
+    """`model`'s tensors as an engine stores them: in the compute dtype, what belongs to routers in fp32."""
+    routers = {
+        f"{name}.{tensor}"
+        for name, module in model.named_modules()
+        if isinstance(module, Router)
+        for tensor in module.state_dict()
+    }
+    return {
+        name: value.detach().to(torch.float32 if name in routers else model.compute_dtype)
+        for name, value in model.state_dict().items()
+    }
+
+
+def _kind(tensor: Tensor | None) -> str:
+    return "nothing" if tensor is None else f"{tensor.dtype} {tuple(tensor.shape)}".removeprefix("torch.")
 
 
 def weights_hash(state: Mapping[str, Tensor]) -> str:

@@ -3,8 +3,10 @@
 The tokens are those of the checkpoint's own tokenizer, so nothing is ever
 re-tokenised. Invariant: what the caller must have and the endpoint does not
 give (token ids, log-probabilities, experts) is an error that names it, never
-made up. Left out: grammars (servers take schemas, not masks), scoring of given
-text (few endpoints do it), new weights.
+made up. RL's sampler over an endpoint also hands new weights to it, through a
+folder that both see; only `openk2 serve` takes them. Left out: grammars
+(servers take schemas, not masks), scoring of given text by the endpoint (few
+do it; the sampler scores with the policy here).
 """
 
 from __future__ import annotations
@@ -12,14 +14,19 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
+from safetensors.torch import save_file
 
+from openk2.engine.engine import engine_weights, score, weights_hash
+from openk2.model.model import Model
 from openk2.protocols import Completion, Grammar, SamplingParams
 
 _MAX_ERROR_CHARACTERS = 300
+_MAX_PROMPTS = 128  # of one request
 
 
 class RemoteGenerate:
@@ -52,18 +59,32 @@ class RemoteGenerate:
         if any(grammar is not None for grammar in grammars or ()):
             raise ValueError(f"{self.url}: saw a grammar, expected none: an endpoint cannot be given masks")
         drafts = [_Draft(params.stop_ids) for _ in prompts]
-        if not prompts:
-            return []
-        for choice in self._choices(prompts, params):
-            index = choice["index"]
+        for index, choice in self._choices(prompts, params):
             for token in drafts[index].add(choice, self.url, with_experts=self._with_experts):
                 if on_token is not None:
                     on_token(index, token)
         return [draft.completion(self.url) for draft in drafts]
 
-    def _choices(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> Iterator[dict[str, Any]]:
-        """Parts of answers as they come; prompt i is choice i, which draws from the stream (seed, i)."""
-        body = {
+    def _choices(
+        self, prompts: Sequence[Sequence[int]], params: SamplingParams
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Parts of answers as they come, each with its prompt's number, which is the stream that it draws from."""
+        for first in range(0, len(prompts), _MAX_PROMPTS):
+            body = self._body(prompts[first : first + _MAX_PROMPTS], params)
+            if first:
+                body["first_stream"] = first
+            with self._client.stream("POST", "completions", json=body) as response:
+                self._check(response)
+                for line in response.iter_lines():
+                    if line.startswith("data: {"):
+                        chunk = json.loads(line[6:])
+                        if "error" in chunk:
+                            raise ValueError(f"{self.url}: {chunk['error'].get('message', chunk['error'])}")
+                        for choice in chunk.get("choices") or ():
+                            yield first + choice["index"], choice
+
+    def _body(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> dict[str, Any]:
+        body: dict[str, Any] = {
             "model": self.model,
             "prompt": [list(prompt) for prompt in prompts],
             "max_tokens": params.max_new_tokens,
@@ -79,14 +100,7 @@ class RemoteGenerate:
                 body[name] = getattr(params, name)
         if self._with_experts:
             body["return_experts"] = True
-        with self._client.stream("POST", "completions", json=body) as response:
-            self._check(response)
-            for line in response.iter_lines():
-                if line.startswith("data: {"):
-                    chunk = json.loads(line[6:])
-                    if "error" in chunk:
-                        raise ValueError(f"{self.url}: {chunk['error'].get('message', chunk['error'])}")
-                    yield from chunk.get("choices") or ()
+        return body
 
     def _json(self, request: httpx.Request) -> dict[str, Any]:
         try:
@@ -100,6 +114,39 @@ class RemoteGenerate:
         if response.status_code != 200:
             said = response.read().decode("utf-8", "replace")[:_MAX_ERROR_CHARACTERS]
             raise ValueError(f"{self.url}: saw status {response.status_code}: {said}")
+
+
+class RemoteSampler(RemoteGenerate):
+    """An endpoint as RL's `protocols.Sampler`: `openk2 serve --weights-folder FOLDER`, where `folder` is FOLDER.
+
+    Raises `ValueError` for an endpoint that does not take weights or does not tell what RL needs.
+    """
+
+    def __init__(self, url: str, folder: Path, policy: Model, *, model: str = "", key_env: str = "") -> None:
+        super().__init__(url, model=model, key_env=key_env, with_experts=True)
+        self._folder, self._policy, self._number = folder, policy, 0
+
+    def sync(self, model: Model) -> str:
+        """Have the endpoint take over `model`'s weights; returns their SHA-256, which those over there have too."""
+        weights = engine_weights(model)
+        sha256 = weights_hash(weights)
+        self._number += 1
+        path = self._folder / f"weights-{os.getpid()}-{self._number}.safetensors"
+        try:
+            aside = path.with_suffix(".tmp")
+            save_file({name: value.contiguous() for name, value in weights.items()}, aside)
+            os.replace(aside, path)
+            body = {"file": path.name, "sha256": sha256}
+            taken = self._json(self._client.build_request("POST", "weights", json=body))
+        finally:
+            path.unlink(missing_ok=True)
+        if taken.get("sha256") != sha256:
+            raise ValueError(f"{self.url}: saw weights with the hash {taken.get('sha256')}, expected {sha256}")
+        return sha256
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """`protocols.Score` by the policy here, whose weights the endpoint has."""
+        return score(self._policy, sequences)
 
 
 class _Draft:

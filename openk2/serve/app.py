@@ -27,7 +27,7 @@ from openk2.serve import openai_answers as openai
 from openk2.serve.anthropic_requests import CountRequest, MessagesRequest
 from openk2.serve.errors import ApiError, validation_error
 from openk2.serve.guard import Counted, Guard
-from openk2.serve.openai_requests import ChatRequest, CompletionRequest, TokenizeRequest
+from openk2.serve.openai_requests import ChatRequest, CompletionRequest, TokenizeRequest, WeightsRequest
 from openk2.serve.page import FILES, Page
 from openk2.serve.service import Service
 from openk2.serve.settings import ServeSettings
@@ -135,6 +135,11 @@ def _add_models(app: FastAPI, service: Service) -> None:
         """The model, by its name."""
         service.check_model(name)
         return JsonResponse(described)
+
+    @app.post("/v1/weights")
+    async def weights(body: WeightsRequest) -> Response:
+        """Have the model take over new weights; off unless the server was started with a folder for them."""
+        return JsonResponse({"sha256": await service.load_weights(body)})
 
     @app.post("/tokenize")
     async def tokenize(body: TokenizeRequest) -> Response:

@@ -1,7 +1,7 @@
 """OpenAI's chat and text completion requests: their schemas, and what they ask of codec and engine.
 
-`top_k`, `min_p`, `repetition_penalty`, `return_token_ids` and `return_experts`
-are extensions. Not supported, and refused by name: logit_bias, audio, images,
+`top_k`, `min_p`, `repetition_penalty`, `return_token_ids`, `return_experts` and
+`first_stream` are extensions, and so is `/v1/weights`. Not supported, and refused by name: logit_bias, audio, images,
 echo, suffix, best_of, custom and built-in tools.
 """
 
@@ -241,7 +241,8 @@ TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 
 class CompletionRequest(Sampling):
     """Of base models too. `return_token_ids` adds all sampled ids and their log-probabilities, the stop token's
-    included; `return_experts` also the experts chosen where each was predicted, one list a layer."""
+    included; `return_experts` also the experts chosen where each was predicted, one list a layer. Choice i draws from
+    the stream `first_stream` + i of the seed."""
 
     prompt: (
         str
@@ -253,6 +254,7 @@ class CompletionRequest(Sampling):
     echo: Literal[False] = False
     return_token_ids: bool = False
     return_experts: bool = False
+    first_stream: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
     @property
     def most(self) -> int:
@@ -269,6 +271,13 @@ class CompletionRequest(Sampling):
         if self.prompt and isinstance(self.prompt[0], int):
             return [[row for row in self.prompt if isinstance(row, int)]]
         return [part for part in self.prompt if not isinstance(part, int)]
+
+
+class WeightsRequest(Wire):
+    """New weights: a file of the server's folder for them, and the hash that they should have."""
+
+    file: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,100}\.safetensors$")]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class TokenizeRequest(Wire):

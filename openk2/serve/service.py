@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from starlette.types import Receive
 
 from openk2.chat.codec import Codec
 from openk2.chat.grammar import Lexicon
 from openk2.engine.block_pool import BLOCK
+from openk2.engine.engine import weights_hash
 from openk2.protocols import SamplingParams
 from openk2.serve.answers import ChatAnswer, TextAnswer
 from openk2.serve.anthropic_requests import CountRequest
@@ -23,7 +27,7 @@ from openk2.serve.dialogue import Dialogue
 from openk2.serve.errors import ApiError, shown
 from openk2.serve.exchange import Exchange
 from openk2.serve.metrics import Metrics
-from openk2.serve.openai_requests import CompletionRequest, TokenizeRequest
+from openk2.serve.openai_requests import CompletionRequest, TokenizeRequest, WeightsRequest
 from openk2.serve.settings import ServeSettings
 from openk2.serve.worker import Job, StepEngine, Worker
 
@@ -92,7 +96,7 @@ class Service:
         ]
 
     def text_jobs(self, request: CompletionRequest) -> list[Job]:
-        """`n` jobs a prompt; choice i draws from the stream i."""
+        """`n` jobs a prompt."""
         self.check_model(request.model)
         jobs: list[Job] = []
         for part in request.prompts:
@@ -109,8 +113,15 @@ class Service:
                     tell_tokens=request.return_token_ids,
                     tell_experts=request.return_experts,
                 )
-                jobs.append(Job(prompt, params, answer, stream=len(jobs)))
+                jobs.append(Job(prompt, params, answer, stream=request.first_stream + len(jobs)))
         return jobs
+
+    async def load_weights(self, request: WeightsRequest) -> str:
+        """Take over new weights where nothing runs; returns their hash."""
+        folder = self.settings.weights_folder
+        if folder is None:
+            raise ApiError(404, "weights: this server takes none; start it with --weights-folder")
+        return await self.worker.between_steps(lambda engine: _load(engine, folder / request.file, request.sha256))
 
     def turn_ids(self, request: CountRequest) -> tuple[int, ...]:
         """The prompt that a dialogue makes."""
@@ -190,3 +201,17 @@ class Service:
                 400, f"prompt: saw token id {outside}, expected 0 to {tokenizer.vocab_size - 1}", param="prompt"
             )
         return tuple(part)
+
+
+def _load(engine: StepEngine, path: Path, sha256: str) -> str:
+    try:
+        weights = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ApiError(400, f"file: {path.name} cannot be read ({error})", param="file") from None
+    found = weights_hash(weights)
+    if found != sha256:
+        raise ApiError(400, f"sha256: saw {sha256}, expected that of the file, {found}; write it again", param="sha256")
+    try:
+        return engine.load(weights, sha256)
+    except ValueError as error:
+        raise ApiError(400, str(error), param="file") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -14,6 +15,7 @@ class ServeSettings:
     `temperature` is used where a request says none (0.6 is Kimi K2's own). `max_waiting` counts continuations that
     have no token yet; `receive_timeout` bounds the arrival of a request's headers, and of its body; `grace` is how
     long running requests may go on after SIGTERM. `api_key_env` names the environment variable that holds the key.
+    `weights_folder` is where clients may put new weights for the model; None: none are taken.
     `tools` are names of built-in tools and command lines of MCP servers; `tool_timeout` bounds one call.
     """
 
@@ -32,6 +34,7 @@ class ServeSettings:
     tools: tuple[str, ...] = ()
     tool_timeout: float = 30.0
     grace: float = 30.0
+    weights_folder: Path | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_waiting", "request_timeout", "receive_timeout", "max_body_bytes", "tool_timeout"):

@@ -9,15 +9,18 @@ broke (its cache may hold anything; let a supervisor start a new process).
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import sys
 import threading
 import time
 import traceback
 from collections import abc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+
+from torch import Tensor
 
 from openk2.engine.engine import Usage
 from openk2.engine.sequence import Request, Sequence, Status
@@ -25,6 +28,8 @@ from openk2.protocols import Grammar, SamplingParams
 from openk2.serve.answers import Answer, Piece
 from openk2.serve.errors import ApiError
 from openk2.serve.metrics import Metrics
+
+Result = TypeVar("Result")
 
 
 class StepEngine(Protocol):
@@ -46,6 +51,10 @@ class StepEngine(Protocol):
         ...
 
     def usage(self) -> Usage: ...
+
+    def load(self, weights: Mapping[str, Tensor], sha256: str) -> str:
+        """Take over weights that have this hash. Raises `ValueError` for those of another model."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -89,6 +98,7 @@ class Worker:
         self._changed = threading.Condition()
         self._arrived: list[Job] = []
         self._cancelled: list[Job] = []
+        self._errands: list[tuple[Callable[[StepEngine], Any], concurrent.futures.Future[Any]]] = []
         self._live: set[Job] = set()  # without an end
         self._waiting: set[Job] = set()  # without a token
         self._running: dict[Sequence, Job] = {}
@@ -140,6 +150,16 @@ class Worker:
             self._cancelled += jobs
             self._changed.notify()
 
+    async def between_steps(self, action: Callable[[StepEngine], Result]) -> Result:
+        """`action(engine)` on the engine's thread, where nothing runs; raises `ApiError` where something does."""
+        done: concurrent.futures.Future[Result] = concurrent.futures.Future()
+        with self._changed:
+            if not self.ready:
+                raise ApiError(503, self.failure or "the server is stopping")
+            self._errands.append((action, done))
+            self._changed.notify()
+        return await asyncio.wrap_future(done)
+
     def stop(self, timeout: float = 10.0) -> None:
         """End the thread after the step that it is in; whatever runs is given up."""
         with self._changed:
@@ -166,7 +186,7 @@ class Worker:
     def _wait(self) -> bool:
         """Sleep until there is something to do; False where that is to end."""
         with self._changed:
-            while not (self._stopping or self._arrived or self._cancelled or self._engine.has_work):
+            while not (self._stopping or self._arrived or self._cancelled or self._errands or self._engine.has_work):
                 self._changed.wait()
             return not self._stopping
 
@@ -174,11 +194,24 @@ class Worker:
         with self._changed:
             arrived, self._arrived = self._arrived, []
             cancelled, self._cancelled = self._cancelled, []
+            errands, self._errands = self._errands, []
+        for action, done in errands:
+            self._run_errand(action, done)
         for job in arrived:
             self._begin(job)
         for job in cancelled:
             if job.sequence is not None and job.sequence in self._running:
                 self._engine.cancel(job.sequence)
+
+    def _run_errand(self, action: Callable[[StepEngine], Any], done: concurrent.futures.Future[Any]) -> None:
+        if not done.set_running_or_notify_cancel():
+            return
+        try:
+            if self._live:
+                raise ApiError(409, f"the server writes {len(self._live)} answers; ask when it writes none")
+            done.set_result(action(self._engine))
+        except Exception as error:
+            done.set_exception(error)
 
     def _begin(self, job: Job) -> None:
         request = Request(
@@ -236,9 +269,11 @@ class Worker:
 
     def _fail(self, error: ApiError) -> None:
         with self._changed:
-            left = list(self._live)
+            left, errands, self._errands = list(self._live), self._errands, []
         for job in left:
             self._finish(job, error)
+        for _, done in errands:
+            done.set_exception(error)
         self._send()
 
 

@@ -86,13 +86,14 @@ def test_prompts_come_in_small_pieces_while_more_sequences_wait_for_their_next_t
     engine = Engine(model, EngineSettings(beside_tokens=40))
     talking = [engine.submit(Request((number, 2, 3), SamplingParams(max_new_tokens=30))) for number in range(3)]
     engine.step()
-    long = [engine.submit(Request((200 + number, *range(20, 169)), SamplingParams(max_new_tokens=2))) for number in range(3)]
+    params = SamplingParams(max_new_tokens=2)
+    long = [engine.submit(Request((number, *range(20, 169)), params)) for number in (200, 201, 202)]
     engine.step()
     assert [sequence.num_sampled for sequence in talking] == [2, 2, 2]
     assert [sequence.num_computed for sequence in long] == [40, 0, 0]  # three wait for each
-    long.append(engine.submit(Request((207, *range(20, 169)), SamplingParams(max_new_tokens=2))))
-    engine.step()
-    assert [sequence.num_sampled for sequence in (*talking, *long)] == [3, 3, 3, 1, 1, 1, 1]  # four wait for their first
+    long.append(engine.submit(Request((203, *range(20, 169)), params)))
+    engine.step()  # four wait for their first
+    assert [sequence.num_sampled for sequence in (*talking, *long)] == [3, 3, 3, 1, 1, 1, 1]
     finish(engine, [*talking, *long])
     assert_same(long[0].completion(), step_by_step(model, long[0].request.prompt, long[0].request.params))
 
