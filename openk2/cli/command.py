@@ -110,13 +110,11 @@ def make_engine(
     from concurrent.futures import ThreadPoolExecutor
 
     from openk2.engine import Engine
-    from openk2.observe.memory import keep_freed_memory
 
     def make() -> tuple[Any, Any]:
         model, codec = load()
         return Engine(model, _engine_settings(arguments, **changes)), codec
 
-    keep_freed_memory()
     # A thread that ran a parallel loop keeps a team of OpenMP threads until it ends, and where there are more of them
     # than processors none of them spins at a barrier any more: 50 barriers a step of a small model, each a sleep.
     with ThreadPoolExecutor(1) as thread:
