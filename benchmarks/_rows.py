@@ -120,11 +120,13 @@ class Rows:
         parser = argparse.ArgumentParser(description=description)
         parser.add_argument("--quick", action="store_true", help="fewer rounds and the small sizes only")
         parser.add_argument("--json", type=Path, help="write the rows to this file, and go on from those in it")
+        parser.add_argument("--only", default="", metavar="TEXT", help="only rows whose name holds this text")
         for name, text in paths.items():
             parser.add_argument(f"--{name}", type=Path, help=text)
         arguments = parser.parse_args()
         fuse()
         self.quick: bool = arguments.quick
+        self.only: str = arguments.only
         self.path: Path | None = arguments.json
         self.paths: dict[str, Path | None] = {name: getattr(arguments, name) for name in paths}
         threads = torch.get_num_threads()
@@ -138,7 +140,9 @@ class Rows:
         self.others = [row for row in found if row not in self.rows]  # of other commits: kept, and measured anew
 
     def missing(self, name: str) -> bool:
-        """Whether this row is still to be made; says so if not."""
+        """Whether this row is wanted and still to be made; says so if it has been made."""
+        if self.only not in name:
+            return False
         done = any(row["name"] == name for row in self.rows)
         if done:
             print(f"{name}: already in {self.path}")

@@ -65,6 +65,11 @@ class Constraint(Protocol):
 
     hopeless: bool  # nothing legal fits; no token may be drawn
 
+    @property
+    def done(self) -> bool:
+        """It is whole; no further token may be drawn."""
+        ...
+
     def mask(self) -> np.ndarray:
         """Bool [V]: the tokens that may come next."""
         ...

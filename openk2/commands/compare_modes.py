@@ -41,7 +41,7 @@ class _Forced:
 
 
 class _Forcing:
-    hopeless = False
+    hopeless = done = False
 
     def __init__(self, ids: Sequence[int], vocabulary: int) -> None:
         self._ids, self._mask = iter(ids), np.ones(vocabulary, dtype=bool)

@@ -268,7 +268,8 @@ class Engine:
             if wanted:
                 best = drawn.log_probs[row].topk(min(wanted, drawn.log_probs.shape[1]))
                 sequence.top.append(list(zip(best.indices.tolist(), best.values.tolist(), strict=True)))
-            if token in sequence.request.params.stop_ids:
+            whole = sequence.constraint is not None and sequence.constraint.done
+            if whole or token in sequence.request.params.stop_ids:
                 sequence.finish_reason = "stop"
             elif sequence.num_sampled == sequence.limit:
                 sequence.finish_reason = "length"

@@ -23,8 +23,8 @@ from openk2.model.moe import MLP
 from openk2.model.rope import rotary_turns
 from openk2.ops.native import library
 
-# Beyond so many rows a matrix product of them all is faster than their dot products (benchmarks/decode.py).
-MAX_ROWS = 64
+# Beyond so many rows matrix products are faster than dot products: for 1B parameters between 128 and 256 (log/LOG.md).
+MAX_ROWS = 128
 _Pointer, _Int, _Float = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
 

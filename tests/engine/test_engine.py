@@ -289,7 +289,11 @@ def test_a_grammar_is_kept_by_a_model_that_knows_nothing(temperature):
     )
     params = SamplingParams(max_new_tokens=60, temperature=temperature, stop_ids=codec.stop_ids)
     prompts = PROMPTS[:4]
-    found = engine(prompts, params, grammars=[None, required, far_too_long, required])
+    grammars = [None, required, far_too_long, required]
+    found = engine(prompts, params, grammars=grammars)
+    unstopped = engine(prompts, dataclasses.replace(params, stop_ids=()), grammars=grammars)
+    for index in (1, 3):
+        assert_same(unstopped[index], found[index])  # what is whole ends, stop id or not
     for completion in (found[1], found[3]):
         message = codec.decode_message(completion.ids)
         assert completion.finish_reason == "stop" and "malformed" not in message

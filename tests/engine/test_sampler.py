@@ -21,7 +21,7 @@ CHI_SQUARE_5 = 25.7
 class Only:
     """A constraint that allows some tokens."""
 
-    hopeless = False
+    hopeless = done = False
 
     def __init__(self, tokens: abc.Sequence[int]) -> None:
         self._mask = np.isin(np.arange(len(ROW)), tokens)
