@@ -149,8 +149,12 @@ class Rows:
         return not done
 
     def find(self, name: str) -> dict[str, Any]:
-        """The row of that name."""
-        return next(row for row in self.rows if row["name"] == name)
+        """The row of that name; where --only left it out, the program ends."""
+        found = next((row for row in self.rows if row["name"] == name), None)
+        if found is None:
+            print(f"error: --only {self.only}: left out {name}, which other rows need; ask for all", file=sys.stderr)
+            sys.exit(2)
+        return found
 
     def times(self, name: str, taken: dict[str, list[float]], peer_name: str, *, unit: str, amount: float) -> None:
         """A row of rates (`amount` a call) or, where `unit` is "ms", of times multiplied by `amount`.

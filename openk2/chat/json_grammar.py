@@ -33,6 +33,8 @@ _OPTIONS = "x-guidance"  # under this key llguidance takes options from a schema
 _LONGEST_ENDING = 4096  # bytes; a schema without a shorter value is refused
 _LONGEST_REUSED = 64  # tokens of an earlier ending that are tried for another place
 _REMEMBERED = 256  # schemas
+_OF_NAMES = ("properties", "patternProperties", "$defs", "definitions")  # hold schemas by names, not by keywords
+_OF_VALUES = ("enum", "const", "default", "examples")  # hold values, which only look like schemas
 _MOST_DIGITS = 3  # that are tried to make a multiple
 # In which order an ending tries bytes: outside strings what closes, then what is short (large digits leave a lower
 # bound behind sooner); inside strings the quote, then the kind of character used least so far, which leads through
@@ -69,6 +71,7 @@ class Lexicon:
             TokenizerWrapper(_Plain(tokenizer, self.tokens, control)), slices=LLTokenizer.json_slices()
         )
         self._compiled: OrderedDict[str, JsonGrammar] = OrderedDict()  # by the schema's text, the latest used last
+        self._formats: dict[str, bool] = {}  # whether llguidance knows them
 
     def compiled(self, schema: Mapping[str, Any], where: str) -> JsonGrammar:
         """The schema's grammar, from memory if it is among the latest; otherwise as `JsonGrammar` makes it."""
@@ -79,6 +82,15 @@ class Lexicon:
         if len(self._compiled) > _REMEMBERED:
             self._compiled.popitem(last=False)
         return grammar
+
+    def knows_format(self, name: str) -> bool:
+        known = self._formats.get(name)
+        if known is None:
+            alone = LLMatcher.grammar_from_json_schema(json.dumps({"type": "string", "format": name}))
+            known = not LLMatcher(self.matcher_tokens, alone, log_level=0).get_error()
+            if len(self._formats) < _REMEMBERED:
+                self._formats[name] = known
+        return known
 
 
 def _kind(char: str) -> str:
@@ -105,7 +117,7 @@ class JsonGrammar:
 
     def __init__(self, lexicon: Lexicon, schema: Mapping[str, Any], where: str) -> None:
         self.lexicon = lexicon
-        schema = {key: value for key, value in schema.items() if key != _OPTIONS}
+        schema = _without_notes({key: value for key, value in schema.items() if key != _OPTIONS}, lexicon)
         self._matcher = _matcher(lexicon, schema, where)
         encode = lexicon.tokenizer.encode
         self.multiples = "multipleOf" in json.dumps(schema)
@@ -133,6 +145,23 @@ def _matcher(lexicon: Lexicon, schema: Mapping[str, Any], where: str) -> LLMatch
     if problem:
         raise ValueError(f"{where}: saw a schema that cannot be kept: {' '.join(problem.split()):.200}")
     return matcher
+
+
+def _without_notes(schema: Any, lexicon: Lexicon) -> Any:
+    """The schema without formats that llguidance does not know, and would refuse: in JSON Schema they are notes."""
+    if isinstance(schema, list):
+        return [_without_notes(inner, lexicon) for inner in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    kept: dict[str, Any] = {}
+    for key, value in schema.items():
+        if key in _OF_NAMES and isinstance(value, Mapping):
+            kept[key] = {name: _without_notes(inner, lexicon) for name, inner in value.items()}
+        elif key in _OF_VALUES:
+            kept[key] = value
+        elif key != "format" or not isinstance(value, str) or lexicon.knows_format(value):
+            kept[key] = _without_notes(value, lexicon)
+    return kept
 
 
 def _countless(schema: Mapping[str, Any]) -> str:

@@ -120,8 +120,16 @@ def make_engine(
     with ThreadPoolExecutor(1) as thread:
         engine, codec = thread.submit(make).result()
     if compiled:
-        threading.Thread(target=engine.compile_kernels, name="compile kernels").start()
+        threading.Thread(target=_compile, args=(engine,), name="compile kernels").start()
     return engine, codec
+
+
+def _compile(engine: Any) -> None:
+    try:
+        engine.compile_kernels()
+    except Exception as error:  # whatever a toolchain can get wrong, prompts are read as before
+        said = f"warning: kernels were not compiled ({type(error).__name__}: {error!s:.200})"
+        print(said, file=sys.stderr, flush=True)
 
 
 def _engine_settings(arguments: argparse.Namespace, **changes: Any) -> Any:

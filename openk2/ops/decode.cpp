@@ -1,8 +1,9 @@
 // One decoding step of some sequences on a CPU: the whole model in one call, one parallel region.
 //
 // What it is: `Model.extend` for single tokens, written for what decoding is bound by: each weight is read once from
-// memory, and little else costs anything. Sixteen rows of a matrix are a thread's work at a time, four rows of it
-// times four sequences stay in registers; an expert is read once for all sequences that chose it; the latent cache is
+// memory, and little else costs anything. Sixteen rows of a matrix are a thread's work at a time, read one after the
+// other for few sequences, which is what memory is fastest at; of many, four rows times four sequences stay in
+// registers. An expert is read once for all sequences that chose it; the latent cache is
 // read through the block table, where it lies, once for four heads; between two sums threads meet at a barrier, which
 // is a hundred times cheaper than a call from outside.
 // Invariants: values are rounded to bf16 where the torch path rounds them (sums are fp32, in another order); a
@@ -26,7 +27,8 @@ typedef float Floats __attribute__((vector_size(64)));
 typedef uint32_t Bits __attribute__((vector_size(64)));
 typedef uint16_t Halves __attribute__((vector_size(32)));
 static const Integer LANES = 16, RUN = 16, TOGETHER = 4;  // RUN rows are one thread's at a time
-static const Integer AHEAD = 8;               // rows that are fetched from memory before they are needed
+static const Integer AHEAD = 8;               // rows that are fetched from memory before they are needed, if several are read at once
+static const Integer FEW = 8;                 // vectors: for fewer, rows are read one after the other
 
 struct Layer {
     const bf16 *input_norm, *q_a, *q_a_norm, *q_b, *kv_a, *kv_a_norm, *kv_b, *o, *post_norm;
@@ -105,7 +107,7 @@ static inline void products(const bf16 *w, Integer stride, const bf16 *const *x,
         for (int c = 0; c < X; c++) vectors[c] = values(x[c] + i);
         for (int a = 0; a < W; a++) {
             const bf16 *row = w + a * stride + i;
-            __builtin_prefetch(row + AHEAD * stride);
+            if (W > 1) __builtin_prefetch(row + AHEAD * stride);
             const Values loaded = values(row);
             for (int c = 0; c < X; c++) total[a][c] = added(total[a][c], loaded, vectors[c]);
         }
@@ -118,13 +120,13 @@ static inline void products(const bf16 *w, Integer stride, const bf16 *const *x,
         }
 }
 
-template <int X, class Put>
+template <int W, int X, class Put>
 static inline void matrix_times(const bf16 *w, Integer n, Integer first, Integer last, const bf16 *const *x, Integer at, Put put) {
     Integer row = first;
     float sums[TOGETHER][TOGETHER];
-    for (; row + TOGETHER <= last; row += TOGETHER) {
-        products<TOGETHER, X>(w + row * n, n, x, n, sums);
-        for (int a = 0; a < TOGETHER; a++)
+    for (; row + W <= last; row += W) {
+        products<W, X>(w + row * n, n, x, n, sums);
+        for (int a = 0; a < W; a++)
             for (int c = 0; c < X; c++) put(row + a, at + c, sums[a][c]);
     }
     for (; row < last; row++) {
@@ -133,18 +135,26 @@ static inline void matrix_times(const bf16 *w, Integer n, Integer first, Integer
     }
 }
 
-// Rows first to last of w [., n] times each vector; each sum is handed to `put(row, vector, sum)`.
-template <class Put>
-static inline void times(const bf16 *w, Integer n, Integer first, Integer last, const std::vector<const bf16 *> &x, Put put) {
+template <int W, class Put>
+static inline void times_in(const bf16 *w, Integer n, Integer first, Integer last, const std::vector<const bf16 *> &x, Put put) {
     const Integer count = x.size();
     for (Integer at = 0; at < count; at += TOGETHER) {
         switch (std::min(count - at, TOGETHER)) {
-            case 4: matrix_times<4>(w, n, first, last, &x[at], at, put); break;
-            case 3: matrix_times<3>(w, n, first, last, &x[at], at, put); break;
-            case 2: matrix_times<2>(w, n, first, last, &x[at], at, put); break;
-            default: matrix_times<1>(w, n, first, last, &x[at], at, put);
+            case 4: matrix_times<W, 4>(w, n, first, last, &x[at], at, put); break;
+            case 3: matrix_times<W, 3>(w, n, first, last, &x[at], at, put); break;
+            case 2: matrix_times<W, 2>(w, n, first, last, &x[at], at, put); break;
+            default: matrix_times<W, 1>(w, n, first, last, &x[at], at, put);
         }
     }
+}
+
+// Rows first to last of w [., n] times each vector; each sum is handed to `put(row, vector, sum)`.
+template <class Put>
+static inline void times(const bf16 *w, Integer n, Integer first, Integer last, const std::vector<const bf16 *> &x, Put put) {
+    if (Integer(x.size()) < FEW)
+        times_in<1>(w, n, first, last, x, put);
+    else
+        times_in<TOGETHER>(w, n, first, last, x, put);
 }
 
 // Rows of a tensor [., width] as vectors.

@@ -92,8 +92,7 @@ def _add_openai(app: FastAPI, service: Service) -> None:
     async def answered(
         body: Any, request: Request, what: str, jobs_of: Callable[[Any], Any], chunks_of: Any, whole: Any
     ) -> Response:
-        jobs = await run_in_threadpool(jobs_of, body)
-        exchange = await service.open(jobs, request.receive, what)
+        exchange, _ = await service.open(jobs_of, body, request.receive, what)
         chunks = chunks_of(exchange, body, model, tokenizer)
         if body.stream:
             return _stream(service, exchange.close, openai.events(chunks, body), openai.KEEP_ALIVE)
@@ -152,8 +151,7 @@ def _add_anthropic(app: FastAPI, service: Service) -> None:
     @app.post("/v1/messages")
     async def messages(body: MessagesRequest, request: Request) -> Response:
         """An assistant's turn, as Anthropic's clients ask for it."""
-        jobs = await run_in_threadpool(service.turn_jobs, body)
-        exchange = await service.open(jobs, request.receive, "a message")
+        exchange, jobs = await service.open(service.turn_jobs, body, request.receive, "a message")
         found = anthropic.message_events(exchange, service.settings.model_name, len(jobs[0].prompt))
         if body.stream:
             return _stream(service, exchange.close, anthropic.stream_events(found), anthropic.KEEP_ALIVE)

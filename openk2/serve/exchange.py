@@ -20,7 +20,7 @@ from openk2.serve.worker import Admitted, Ended, Event, Job, Worker
 
 
 class Exchange:
-    """Made on the event loop; `start` submits, `close` may be called at any time and again."""
+    """Made on the event loop; `close` may be called at any time and again."""
 
     def __init__(self, worker: Worker, receive: Receive, timeout: float, closed: Callable[[Exchange], None]) -> None:
         self._worker, self._closed = worker, closed
@@ -38,13 +38,16 @@ class Exchange:
         self._timer = loop.call_later(timeout, self.break_off, late)
         self._watch = loop.create_task(self._hang_up(receive))
 
-    async def start(self, jobs: Sequence[Job]) -> None:
-        """Submit `jobs`; returns once the engine has taken all of them on, and raises `ApiError` where it will not."""
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Raises `ApiError` where the server is full or stopping."""
         for index, job in enumerate(jobs):
             job.post = partial(self._post, index)
         self._worker.submit(jobs)
         self._jobs = jobs
-        waiting = len(jobs)
+
+    async def admitted(self) -> None:
+        """Returns once the engine has taken all jobs on, and raises `ApiError` where it will not."""
+        waiting = len(self._jobs)
         while waiting:
             index, event = await self._next()
             if isinstance(event, Admitted):

@@ -22,6 +22,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from openk2.chat.codec import Codec
 from openk2.serve.app import create_app
+from openk2.serve.errors import ApiError
 from openk2.serve.service import Service
 from openk2.serve.settings import LOOPBACK, ServeSettings
 from openk2.serve.worker import StepEngine
@@ -69,7 +70,7 @@ class Server(uvicorn.Server):
     def __init__(self, app: FastAPI, settings: ServeSettings) -> None:
         config = uvicorn.Config(
             app,
-            http=_hurrying(settings.receive_timeout),
+            http=_protocol(settings.receive_timeout),
             ws="none",
             lifespan="on",
             log_config=None,
@@ -101,10 +102,10 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
 
-def _hurrying(seconds: float) -> type[H11Protocol]:
-    """uvicorn's protocol, which closes a connection whose headers take longer to arrive."""
+def _protocol(seconds: float) -> type[H11Protocol]:
+    """uvicorn's protocol, which closes a connection whose headers take longer to arrive, and says what was no HTTP."""
 
-    class Hurrying(H11Protocol):
+    class Protocol(H11Protocol):
         _deadline: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -128,7 +129,15 @@ def _hurrying(seconds: float) -> type[H11Protocol]:
                 self._deadline.cancel()
                 self._deadline = None
 
-    return Hurrying
+        def send_400_response(self, msg: str) -> None:
+            error = ApiError(400, f"request: {msg} Expected HTTP/1.1", headers={"connection": "close"})
+            response = error.response(path="")
+            parts = (h11.Response(status_code=400, headers=response.raw_headers), h11.Data(data=bytes(response.body)))
+            for part in (*parts, h11.EndOfMessage()):
+                self.transport.write(self.conn.send(part))
+            self.transport.close()
+
+    return Protocol
 
 
 def _api_key(settings: ServeSettings) -> str:

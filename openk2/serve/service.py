@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive
 
 from openk2.chat.codec import Codec
@@ -30,6 +32,8 @@ from openk2.serve.metrics import Metrics
 from openk2.serve.openai_requests import CompletionRequest, TokenizeRequest, WeightsRequest
 from openk2.serve.settings import ServeSettings
 from openk2.serve.worker import Job, StepEngine, Worker
+
+RequestT = TypeVar("RequestT")
 
 
 class TurnRequest(Protocol):
@@ -146,18 +150,22 @@ class Service:
                 code="model_not_found",
             )
 
-    async def open(self, jobs: Sequence[Job], receive: Receive, what: str) -> Exchange:
-        """Start `jobs`; whoever gets the exchange closes it."""
-        if self.stopping:
-            raise ApiError(503, "the server is stopping; ask another one")
-        exchange = Exchange(self.worker, receive, self.settings.request_timeout, self._closed)
-        self._running[exchange] = what
-        try:
-            await exchange.start(jobs)
-        except BaseException:
-            exchange.close()
-            raise
-        return exchange
+    async def open(
+        self, make_jobs: Callable[[RequestT], list[Job]], request: RequestT, receive: Receive, what: str
+    ) -> tuple[Exchange, list[Job]]:
+        """Start the jobs that `make_jobs`, on a thread, makes of `request`; whoever gets the exchange closes it."""
+        with ExitStack() as undo:
+            with self.worker.coming():
+                jobs = await run_in_threadpool(make_jobs, request)
+                if self.stopping:
+                    raise ApiError(503, "the server is stopping; ask another one")
+                exchange = Exchange(self.worker, receive, self.settings.request_timeout, self._closed)
+                undo.callback(exchange.close)
+                self._running[exchange] = what
+                exchange.submit(jobs)
+            await exchange.admitted()
+            undo.pop_all()
+        return exchange, jobs
 
     def cut(self) -> None:
         """End what still runs, and say what that was."""

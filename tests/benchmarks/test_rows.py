@@ -13,8 +13,8 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import _rows
 
 
-def rows_of(path: Path, monkeypatch: pytest.MonkeyPatch) -> _rows.Rows:
-    monkeypatch.setattr("sys.argv", ["benchmark", "--quick", "--json", str(path)])
+def rows_of(path: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> _rows.Rows:
+    monkeypatch.setattr("sys.argv", ["benchmark", "--quick", "--json", str(path), *more])
     return _rows.Rows("A benchmark.")
 
 
@@ -38,6 +38,14 @@ def test_it_goes_on_from_its_own_rows_and_keeps_others(tmp_path, monkeypatch, ca
     found = json.loads(path.read_text())
     assert found[0] == other and [row["name"] for row in found] == ["a", "a", "b"]
     assert found[1]["ratio"] == 2 and found[1]["interval"] == [2, 2] and found[1]["ours"] == 10
+
+
+def test_only_the_rows_asked_for_are_made(tmp_path, monkeypatch, capsys):
+    rows = rows_of(tmp_path / "rows.json", monkeypatch, "--only", "decode/1b")
+    assert rows.missing("decode/1b/b1") and not rows.missing("decode/tiny/b1")
+    with pytest.raises(SystemExit) as ended:
+        rows.find("decode/tiny/b1")  # which a summary of several rows needs
+    assert ended.value.code == 2 and "left out decode/tiny/b1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", [b"{bad", b"[1, 2]", b"{}", b"[{}]", b"\xff\xfe"])

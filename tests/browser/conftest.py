@@ -1,28 +1,40 @@
-"""The system's Chromium, driven by playwright; tests are skipped where either is absent."""
+"""The chat page, served by an engine that replays answers, and open in a browser."""
 
 from __future__ import annotations
 
-import shutil
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "observe"))  # for example_report
+from chat_page import TOOLS, Opened
+from running_server import CODEC, Running, running
+from scripted_engine import ScriptedEngine
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no Chromium on this machine")
-    with sync_api.sync_playwright() as playwright:
-        driven = playwright.chromium.launch(
-            executable_path=chromium,
-            args=["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"],
-        )
-        yield driven
-        driven.close()
+def engine() -> ScriptedEngine:
+    return ScriptedEngine(CODEC, context=4096)
+
+
+@pytest.fixture(scope="module")
+def server(engine: ScriptedEngine) -> Iterator[Running]:
+    with running(engine, tools=TOOLS, model_name="small") as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def shared(browser: Any, server: Running, engine: ScriptedEngine) -> Iterator[Opened]:
+    found = Opened(browser, server, engine).load()
+    yield found
+    found.context.close()
+
+
+@pytest.fixture()
+def opened(shared: Opened, engine: ScriptedEngine) -> Iterator[Opened]:
+    engine.replies.clear()
+    engine.requests.clear()
+    engine.going.set()
+    engine.pace = 0.0
+    shared.load_anew()
+    yield shared
+    shared.check()

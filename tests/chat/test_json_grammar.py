@@ -84,6 +84,17 @@ def test_the_ends_of_a_pattern(pattern, ends):
     assert string_ends({"properties": {"p": {"pattern": pattern}}}) == [end + '"' for end in ends]
 
 
+def test_a_format_that_nobody_knows_is_a_note(lexicon):
+    value = {"format": "binary"}
+    properties = {"file": {"type": "string", "format": "binary"}, "enum": {"format": "byte"}, "kept": {"enum": [value]}}
+    schema = {"type": "object", "properties": properties, "required": ["file", "kept"], "additionalProperties": False}
+    grammar = JsonGrammar(lexicon, schema, "here")
+    found = json.loads(lexicon.tokenizer.decode(grammar.shortest))
+    assert {"file", "kept"} <= set(found) and found["kept"] == value
+    with pytest.raises(ValueError, match="here: saw a schema"):
+        JsonGrammar(lexicon, {"type": "string", "format": 7}, "here")
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_formats_have_endings(name, lexicon):
     grammar, rng = JsonGrammar(lexicon, {"type": "string", "format": name}, "here"), np.random.default_rng(0)

@@ -83,6 +83,38 @@ def test_a_tool_conversation_through_the_official_client(mine: Path, line: dict)
         assert answer.choices[0].message.tool_calls is None and answer.usage.prompt_tokens > 50
 
 
+def test_the_same_conversation_through_anthropics_client(mine: Path, line: dict) -> None:
+    anthropic = pytest.importorskip("anthropic")
+    declared = [tool["function"] for tool in line["tools"]]
+    tools = [{"name": f["name"], "input_schema": f["parameters"]} for f in declared]
+    with served(mine, "--name", "mine", "--deterministic") as url:
+        client = anthropic.Anthropic(base_url=url.removesuffix("/v1"), api_key="none", max_retries=0)
+        messages, ids = line["messages"][:1], set()
+        for turn in range(3):
+            asked = {"model": "mine", "max_tokens": 150, "messages": messages, "tools": tools}
+            asked["tool_choice"] = {"type": "any", "disable_parallel_tool_use": True}
+            asked["extra_body"] = {"temperature": 0}
+            whole = client.messages.create(**asked)
+            with client.messages.stream(**asked) as stream:
+                streamed = stream.get_final_message()
+            assert whole.stop_reason == streamed.stop_reason == "tool_use"
+            assert [block.model_dump() for block in whole.content] == [block.model_dump() for block in streamed.content]
+            call = whole.content[-1]
+            ids.add(call.id)
+            assert (len(ids), call.name) == (turn + 1, "kiln_calendar") and call.id.startswith("toolu_")
+            assert call.input["day"] in ("monday", "friday")
+            result = {"type": "tool_result", "tool_use_id": call.id, "content": "free"}
+            messages = [
+                *messages,
+                {"role": "assistant", "content": [block.model_dump() for block in whole.content]},
+                {"role": "user", "content": [result]},
+            ]
+        answer = client.messages.create(
+            model="mine", max_tokens=5, messages=messages, tools=tools, tool_choice={"type": "none"}
+        )
+        assert [block.type for block in answer.content] == ["text"] and answer.usage.input_tokens > 50
+
+
 def test_transformers_loads_the_same_folder(mine: Path) -> None:
     transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(mine, dtype=torch.float32).eval()

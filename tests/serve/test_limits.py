@@ -11,7 +11,9 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from running_server import CODEC, Running, eventually, running
 from scripted_engine import ScriptedEngine
 
 from openk2.engine.engine import Engine, EngineSettings
-from openk2.serve import wire
+from openk2.serve import wire, worker
 from openk2.serve.server import serve
 from openk2.serve.settings import ServeSettings
 
@@ -55,6 +57,37 @@ def sent(server: Running, body: dict[str, Any]) -> socket.socket:
         + text
     )
     return connection
+
+
+@pytest.mark.parametrize(
+    "said", [b"GARBAGE\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\r\n\r\n", b"GET / HTTP/1.1\r\nHost localhost\r\n\r\n"]
+)
+def test_what_is_no_http_gets_an_error_in_the_same_shape(said: bytes) -> None:
+    with running(ScriptedEngine(CODEC)) as server:
+        with connected(server) as connection:
+            connection.sendall(said)
+            head, _, body = b"".join(iter(lambda: connection.recv(4096), b"")).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 400 ") and b"application/json" in head
+        assert "Invalid HTTP request" in json.loads(body)["error"]["message"]
+        assert server.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize(("patience", "waits"), [(30.0, True), (0.01, False)])
+def test_an_idle_engine_waits_a_little_for_requests_that_are_being_read(
+    patience: float, waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "GATHER_SECONDS", patience)
+    engine = ScriptedEngine(CODEC, [5] * 3)
+    with running(engine) as server, ThreadPoolExecutor(1) as client:
+        with server.service.worker.coming():
+            answer = client.submit(server.post, "/v1/completions", {"prompt": "a", "max_tokens": 3})
+            if waits:
+                eventually(lambda: server.service.worker.num_queued == 1)
+                time.sleep(0.05)
+                assert engine.requests == []
+            else:
+                assert answer.result(20).status_code == 200
+        assert answer.result(20).json()["usage"]["completion_tokens"] == 3
 
 
 @pytest.mark.parametrize("stream", [True, False])

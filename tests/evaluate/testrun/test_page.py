@@ -23,18 +23,6 @@ PROMPTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no Chromium on this machine")
-    with sync_api.sync_playwright() as playwright:
-        driven = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        yield driven
-        driven.close()
-
-
 @pytest.fixture()
 def report(prompts: Callable[..., Path], tmp_path: Path, quick: Callable[..., RunSettings], console: Console) -> Report:
     def script(asked: Asked, n: int) -> Said:
