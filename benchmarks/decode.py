@@ -8,7 +8,7 @@ included. The peer runs at the best of its settings, searched first: experts eag
 static cache, with and without torch.compile; a bare loop around its forward pass, which spares it the work of
 `generate`. Each side has a process of its own and they take turns; compiling is not counted. Rows `decode/MODEL/bN` of
 `tiny` (the preset) and `1b` (1B parameters, a fifth of them active); `bandwidth/MODEL`, the rate at which ours reads
-weights and cache at batch 1, against that of summing a tensor of 1 GiB in the same run; `prefix/MODEL`, the times to
+weights and cache at batch 1, against that of summing a tensor of 1 GiB in the same rounds; `prefix/MODEL`, the times to
 the first token of two requests that share a prefix of 2,048 tokens (1,984 for `tiny`, whose context is 2,048).
 """
 
@@ -142,10 +142,14 @@ def best_peer(folder: Path, count: int, new: int, quick: bool) -> tuple[str, Apa
     return name, best
 
 
-def bandwidth() -> float:
-    """Bytes a second of summing a tensor of 1 GiB; the best of some tries."""
-    tensor = torch.ones(2**28)
-    return tensor.nbytes / min(seconds(tensor.sum) for _ in range(5))
+class Summed:
+    """A tensor of 1 GiB, whose sum takes as long as memory takes to be read."""
+
+    def __init__(self) -> None:
+        self.tensor = torch.ones(2**28)
+
+    def add(self) -> None:
+        self.tensor.sum()
 
 
 def read_bytes(config: ModelConfig, context: float) -> float:
@@ -192,21 +196,24 @@ def main() -> None:
 def measure(rows: Rows, name: str, model: str, folder: Path, count: int) -> None:
     new = NEW[model]
     peer_name, peer = best_peer(folder, count, new, rows.quick)
-    ours = Apart(Ours, folder, count, new)
+    ours, summed = Apart(Ours, folder, count, new), Apart(Summed)
     taken: dict[str, list[float]] = {"ours": [], "peer": []}
+    sums: list[float] = []
     for number in range((3 if rows.quick else 9) + 1):
         for side, process in (("ours", ours), ("peer", peer))[:: -1 if number % 2 else 1]:
             spent = round_of(process)
             if number:
                 taken[side].append(spent)
+            if number and side == "ours":  # what memory gives at that moment: it is shared, and changes by the minute
+                sums.append(min(seconds(partial(summed.run, "add")) for _ in range(3)))
     rows.times(name, taken, peer_name, unit="tokens/s", amount=count * new)
     ours.close()
     peer.close()
+    summed.close()
     if count == 1:
-        rate = new / statistics.median(taken["ours"])
-        moved = read_bytes(MODELS[model], PROMPT + new / 2) * rate
-        most = in_own_process(bandwidth)
-        rows.add(f"bandwidth/{model}", unit="GB/s", ours=moved / 1e9, peer=most / 1e9, ratio=moved / most, n=1)
+        moved = read_bytes(MODELS[model], PROMPT + new / 2) * new
+        per_byte = {"ours": [spent / moved for spent in taken["ours"]], "peer": [spent / 2**30 for spent in sums]}
+        rows.times(f"bandwidth/{model}", per_byte, "summing a tensor of 1 GiB", unit="GB/s", amount=1e-9)
 
 
 if __name__ == "__main__":

@@ -73,13 +73,27 @@ async def stream(client: httpx.AsyncClient, model: str, prompt: Any, new: int) -
     return Answer(tokens, arrivals)
 
 
-async def ask(url: str, model: str, asked: Sequence[Any], new: int) -> list[Answer]:
-    """All at once."""
-    key = os.environ.get("OPENAI_API_KEY", "")
-    headers = {"authorization": f"Bearer {key}"} if key else {}
-    limits = httpx.Limits(max_connections=len(asked))
-    async with httpx.AsyncClient(base_url=url.rstrip("/") + "/", headers=headers, timeout=600, limits=limits) as client:
-        return list(await asyncio.gather(*(stream(client, model, prompt, new) for prompt in asked)))
+class Clients:
+    """Streaming clients of one endpoint, whose connections stay open from one round to the next."""
+
+    def __init__(self, url: str, model: str) -> None:
+        key = os.environ.get("OPENAI_API_KEY", "")
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        limits = httpx.Limits(keepalive_expiry=20)
+        self._client = httpx.AsyncClient(base_url=url.rstrip("/") + "/", headers=headers, timeout=600, limits=limits)
+        self._model, self._runner = model, asyncio.Runner()
+
+    def ask(self, asked: Sequence[Any], new: int) -> list[Answer]:
+        """All at once."""
+
+        async def all_of_them() -> list[Answer]:
+            return await asyncio.gather(*(stream(self._client, self._model, prompt, new) for prompt in asked))
+
+        return self._runner.run(all_of_them())
+
+    def close(self) -> None:
+        self._runner.run(self._client.aclose())
+        self._runner.close()
 
 
 class Alone:
@@ -109,14 +123,16 @@ class Served:
         self.tokens = 0  # of the last round: random weights say the end of turn now and then
         while not self._healthy():
             time.sleep(0.2)
+        self.clients = Clients(self.url, "served")
         self.answer()
 
     def answer(self) -> None:
         self.round += 1
         asked = prompts(self.config, STREAMS, seed=self.round)
-        self.tokens = sum(answer.tokens for answer in asyncio.run(ask(self.url, "served", asked, self.new)))
+        self.tokens = sum(answer.tokens for answer in self.clients.ask(asked, self.new))
 
     def close(self) -> None:
+        self.clients.close()
         self.process.terminate()
         self.process.wait()
 
@@ -169,10 +185,11 @@ def endpoint(rows: Rows, url: str, model: str | None, streams: int) -> None:
         return
     texts = list(topics.values())
     rates, firsts, gaps = [], [], []
+    clients = Clients(url, model)
     for number in range(2 if rows.quick else 5):
         asked = [f"({number}) {texts[(number * streams + i) % len(texts)][:400]}" for i in range(streams)]
         begin = time.perf_counter()
-        answers = asyncio.run(ask(url, model, asked, 64))
+        answers = clients.ask(asked, 64)
         spent = time.perf_counter() - begin
         rates.append(sum(answer.tokens for answer in answers) / spent)
         firsts += [answer.arrivals[0] for answer in answers if answer.arrivals]

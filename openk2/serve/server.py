@@ -77,6 +77,7 @@ class Server(uvicorn.Server):
             access_log=False,
             log_level="warning",
             server_header=False,
+            timeout_keep_alive=30,  # longer than clients keep theirs (5 s), which would meet it closing
             timeout_graceful_shutdown=int(settings.grace + _CUT_SECONDS) + 1,
         )
         super().__init__(config)

@@ -31,7 +31,7 @@ from openk2.serve.metrics import Metrics
 
 Result = TypeVar("Result")
 
-GATHER_SECONDS = 0.02
+GATHER_SECONDS = 0.05
 
 
 class StepEngine(Protocol):
