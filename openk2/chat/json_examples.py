@@ -267,9 +267,11 @@ def _enclosed(begin: str, parts: list[str | None], end: str) -> str | None:
 def _number(schema: Mapping[str, Any]) -> str | None:
     """Of the multiples near the bounds one within them; of 1 where nothing else is said."""
     step = schema.get("multipleOf", 1)
+    if not 1e-9 <= step <= 1e9:  # no hint: beside a large bound its multiples are beyond numbers
+        return None
     above, below = schema.get("exclusiveMinimum", -math.inf), schema.get("exclusiveMaximum", math.inf)
     low, high = max(schema.get("minimum", -math.inf), above), min(schema.get("maximum", math.inf), below)
-    near = [math.floor(bound / step) + more for bound in (low, high) if math.isfinite(bound) for more in (-1, 0, 1, 2)]
+    near = [math.floor(bound / step) + more for bound in (low, high) if abs(bound) <= 1e99 for more in (-1, 0, 1, 2)]
     values = (count * step for count in (0, *near))
     return next((_dump(value) for value in values if low <= value <= high and above < value < below), None)
 

@@ -35,6 +35,7 @@ _LONGEST_REUSED = 64  # tokens of an earlier ending that are tried for another p
 _REMEMBERED = 256  # schemas
 _OF_NAMES = ("properties", "patternProperties", "$defs", "definitions")  # hold schemas by names, not by keywords
 _OF_VALUES = ("enum", "const", "default", "examples")  # hold values, which only look like schemas
+_MOST_POINTERS = 128  # places that a schema refers to
 _MOST_DIGITS = 3  # that are tried to make a multiple
 # In which order an ending tries bytes: outside strings what closes, then what is short (large digits leave a lower
 # bound behind sooner); inside strings the quote, then the kind of character used least so far, which leads through
@@ -133,7 +134,7 @@ class JsonGrammar:
 
 
 def _matcher(lexicon: Lexicon, schema: Mapping[str, Any], where: str) -> LLMatcher:
-    problem = _countless(schema)
+    problem = _countless(schema) or _endless(schema)
     if not problem:
         try:
             grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_SPELLING)
@@ -162,6 +163,13 @@ def _without_notes(schema: Any, lexicon: Lexicon) -> Any:
         elif key != "format" or not isinstance(value, str) or lexicon.knows_format(value):
             kept[key] = _without_notes(value, lexicon)
     return kept
+
+
+def _endless(schema: Mapping[str, Any]) -> str:
+    """What would take long to compile, while others wait."""
+    pointers = {str(inner["$ref"]) for inner in subschemas(schema) if "$ref" in inner}
+    many = len(pointers) > _MOST_POINTERS
+    return f"$ref to {len(pointers)} places, expected at most {_MOST_POINTERS}" if many else ""
 
 
 def _countless(schema: Mapping[str, Any]) -> str:

@@ -94,6 +94,11 @@ def variant_of(folder: Path, codec: Any) -> str:
     return "instruct" if codec.tokenizer.im_end_id in (ends if isinstance(ends, list) else [ends]) else "base"
 
 
+def add_key_option(parser: argparse.ArgumentParser) -> None:
+    text = "environment variable that holds the endpoint's key (default: none is sent)"
+    parser.add_argument("--key-env", default="", metavar="NAME", help=text)
+
+
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache-tokens", type=int, help="tokens the latent cache holds (default: at most 1 GiB)")
     parser.add_argument("--max-running", type=int, default=256, help="sequences that share a step")

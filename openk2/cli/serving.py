@@ -90,8 +90,8 @@ def _tools(given: Sequence[str]) -> tuple[str, ...]:
     """Names that stand together are taken apart; a command line has blanks or a path, and stays whole."""
     found: list[str] = []
     for entry in given:
-        whole = any(char in entry.strip() for char in " /")
-        found += [entry] if whole else [name.strip() for name in entry.split(",") if name.strip()]
+        names = [name.strip() for name in entry.split(",") if name.strip()]
+        found += [entry] if any(char in name for name in names for char in " /") else names
     return tuple(found)
 
 

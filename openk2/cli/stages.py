@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any
 
-from openk2.cli.command import command, load_chat, made_by, open_console, overridden
+from openk2.cli.command import add_key_option, command, load_chat, made_by, open_console, overridden
 
 # speedrun -----------------------------------------------------------------------------------------
 
@@ -134,6 +133,7 @@ def add_rl(commands: Any) -> None:
     parser.add_argument("--out", type=Path, default=Path("out/rl"), help="run folder; the model goes to OUT/model")
     parser.add_argument("--endpoint", metavar="URL", help=_ENDPOINT_HELP)
     parser.add_argument("--weights-folder", type=Path, metavar="FOLDER", help="with --endpoint: the server's")
+    add_key_option(parser)
 
 
 _ENDPOINT_HELP = "sample there: the /v1 of an openk2 serve --weights-folder FOLDER that serves this checkpoint"
@@ -159,8 +159,7 @@ def _rl(arguments: argparse.Namespace) -> None:
     def make_sampler(policy: Any) -> Any:
         if endpoint is None:
             return Engine(policy)
-        key_env = "OPENAI_API_KEY" if "OPENAI_API_KEY" in os.environ else ""
-        return RemoteSampler(endpoint, folder, policy, key_env=key_env)
+        return RemoteSampler(endpoint, folder, policy, key_env=arguments.key_env)
 
     trust = rl(config, model, codec, dialogues, arguments.out, console, make_sampler=make_sampler)
     console.line(f"self-critique: {trust.verdict()}")

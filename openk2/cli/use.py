@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
-from openk2.cli.command import add_engine_options, command, load_chat, make_engine, open_console, variant_of
+from openk2.cli.command import (
+    add_engine_options,
+    add_key_option,
+    command,
+    load_chat,
+    make_engine,
+    open_console,
+    variant_of,
+)
 
 # evaluate -----------------------------------------------------------------------------------------
 
@@ -26,6 +33,7 @@ def add_evaluate(commands: Any) -> None:
     parser.add_argument("--out", type=Path, help="folder for evaluation.json and items.jsonl")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.add_argument("--endpoint", metavar="URL", help=_ENDPOINT_HELP)
+    add_key_option(parser)
     add_engine_options(parser)
 
 
@@ -84,7 +92,7 @@ def _generator(arguments: argparse.Namespace, *, compiled: bool) -> tuple[Any, A
     def score(_: Any) -> Any:
         raise ValueError("--endpoint: saw a task that scores given text, expected only tasks that sample; leave it out")
 
-    remote = RemoteGenerate(arguments.endpoint, key_env="OPENAI_API_KEY" if "OPENAI_API_KEY" in os.environ else "")
+    remote = RemoteGenerate(arguments.endpoint, key_env=arguments.key_env)
     context = remote.context_length or read_config(arguments.checkpoint).max_position_embeddings
     return remote, score, Codec.load(arguments.checkpoint), context
 
@@ -103,6 +111,7 @@ def add_chat(commands: Any) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--prompt", help="say this one thing and end")
     parser.add_argument("--endpoint", metavar="URL", help=_ENDPOINT_HELP + "; calls are not constrained there")
+    add_key_option(parser)
     add_engine_options(parser)
 
 

@@ -23,9 +23,6 @@ class _Node:
     children: dict[int, list[_Node]] = field(default_factory=dict)  # by their first id
     last_used: int = 0
 
-    def child(self, ids: tuple[int, ...]) -> _Node | None:
-        return next((node for node in self.children.get(ids[0], ()) if node.ids == ids), None)
-
     def longest(self, ids: tuple[int, ...]) -> tuple[_Node | None, int]:
         """The child that agrees with the most of `ids` from their first on, and with how many."""
         found = ((node, _common(node.ids, ids)) for node in self.children.get(ids[0], ()))

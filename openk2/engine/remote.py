@@ -73,15 +73,18 @@ class RemoteGenerate:
             body = self._body(prompts[first : first + _MAX_PROMPTS], params)
             if first:
                 body["first_stream"] = first
-            with self._client.stream("POST", "completions", json=body) as response:
-                self._check(response)
-                for line in response.iter_lines():
-                    if line.startswith("data: {"):
-                        chunk = json.loads(line[6:])
-                        if "error" in chunk:
-                            raise ValueError(f"{self.url}: {chunk['error'].get('message', chunk['error'])}")
-                        for choice in chunk.get("choices") or ():
-                            yield first + choice["index"], choice
+            try:
+                with self._client.stream("POST", "completions", json=body) as response:
+                    self._check(response)
+                    for line in response.iter_lines():
+                        if line.startswith("data: {"):
+                            chunk = json.loads(line[6:])
+                            if "error" in chunk:
+                                raise ValueError(f"{self.url}: {chunk['error'].get('message', chunk['error'])}")
+                            for choice in chunk.get("choices") or ():
+                                yield first + choice["index"], choice
+            except httpx.HTTPError as error:
+                raise ValueError(f"{self.url}: the connection broke ({type(error).__name__}); ask again") from None
 
     def _body(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> dict[str, Any]:
         body: dict[str, Any] = {
@@ -132,14 +135,15 @@ class RemoteSampler(RemoteGenerate):
         sha256 = weights_hash(weights)
         self._number += 1
         path = self._folder / f"weights-{os.getpid()}-{self._number}.safetensors"
+        aside = path.with_suffix(".tmp")
         try:
-            aside = path.with_suffix(".tmp")
             save_file({name: value.contiguous() for name, value in weights.items()}, aside)
             os.replace(aside, path)
             body = {"file": path.name, "sha256": sha256}
             taken = self._json(self._client.build_request("POST", "weights", json=body))
         finally:
             path.unlink(missing_ok=True)
+            aside.unlink(missing_ok=True)
         if taken.get("sha256") != sha256:
             raise ValueError(f"{self.url}: saw weights with the hash {taken.get('sha256')}, expected {sha256}")
         return sha256

@@ -20,6 +20,8 @@ from openk2.engine.sequence import Sequence
 from openk2.ops.fused import normalise_logits_
 from openk2.protocols import SamplingParams
 
+GREEDY = 1e-4  # temperatures below it: the likeliest token has all the mass that numbers can hold
+
 
 class Draw(NamedTuple):
     """Of each row: the token drawn, all log-probabilities [B, V] fp32."""
@@ -38,7 +40,7 @@ def check(params: SamplingParams) -> None:
         ("min_p", 0 <= params.min_p <= 1, "0 to 1 (0: off)"),
         ("presence_penalty", -2 <= params.presence_penalty <= 2, "-2 to 2"),
         ("frequency_penalty", -2 <= params.frequency_penalty <= 2, "-2 to 2"),
-        ("repetition_penalty", 0 < params.repetition_penalty <= 10, "above 0 and at most 10 (1: off)"),
+        ("repetition_penalty", 0.01 <= params.repetition_penalty <= 10, "0.01 to 10 (1: off)"),
         ("seed", 0 <= params.seed < 2**64, "0 to 2**64 - 1"),
         ("top_log_probs", params.top_log_probs >= 0, "at least 0"),
     )
@@ -59,7 +61,7 @@ def sample(logits: Tensor, sequences: abc.Sequence[Sequence]) -> Draw:
     log_probs = logits - normaliser[:, None]
     logits = _adjusted(logits, sequences)
     tokens = logits.argmax(-1)
-    drawing = [row for row, sequence in enumerate(sequences) if sequence.request.params.temperature > 0]
+    drawing = [row for row, sequence in enumerate(sequences) if sequence.request.params.temperature >= GREEDY]
     if drawing:
         uniform = torch.tensor([sequences[row].random.random() for row in drawing], dtype=torch.float64)
         params = [sequences[row].request.params for row in drawing]
@@ -124,6 +126,7 @@ def _filtered(mass: Tensor, params: abc.Sequence[SamplingParams]) -> Tensor:
     before = ordered.cumsum(-1) - ordered
     top_p = _column([p.top_p for p in params])
     beyond = (top_p < 1) & (before >= top_p * ordered.sum(-1, keepdim=True))
+    beyond[:, 0] = False  # the likeliest stays, also where top_p rounds to nothing
     return torch.zeros_like(mass).scatter(1, order, ordered.masked_fill(beyond, 0.0))
 
 

@@ -1,7 +1,7 @@
-"""What the layers and stages hand each other: small frozen records and callables.
+"""What the layers and stages hand each other: small records and callables.
 
 A stage never imports another stage, and never asks which engine stands behind
-a callable. It is given a `Generate` or a `Score` by `cli.py` or `speedrun.py`.
+a callable. It is given a `Generate` or a `Score` by `cli` or `speedrun.py`.
 No torch here: token ids are plain integers, arrays are numpy's.
 """
 

@@ -145,7 +145,7 @@ class Sampling(Wire):
     min_p: Probability = 0.0
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=10)] = 1.0
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: StopString | Annotated[list[StopString], Field(max_length=4)] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CONTINUATIONS)] = 1

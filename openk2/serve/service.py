@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -92,7 +92,7 @@ class Service:
             most=self._room(prompt, request.most, "messages"),
             temperature=self.settings.temperature,
         )
-        with self._compiling:
+        with self._compiling if dialogue.constrained else nullcontext():
             grammar = dialogue.grammar(self._lexicon)
         return [
             Job(prompt, params, ChatAnswer(self.codec, request.stops), stream=index, grammar=grammar)

@@ -297,7 +297,8 @@ class Worker:
         for job in left:
             self._finish(job, error)
         for _, done in errands:
-            done.set_exception(error)
+            if done.set_running_or_notify_cancel():
+                done.set_exception(error)
         self._send()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections import Counter
@@ -82,6 +83,17 @@ def test_a_string_ends_from_wherever_its_pattern_has_led(pattern, lexicon):
 )
 def test_the_ends_of_a_pattern(pattern, ends):
     assert string_ends({"properties": {"p": {"pattern": pattern}}}) == [end + '"' for end in ends]
+
+
+def test_what_would_take_long_to_compile_is_refused_and_odd_numbers_are_no_fault(lexicon):
+    chain = {f"d{n}": {"type": "object", "properties": {"x": {"$ref": f"#/$defs/d{n + 1}"}}} for n in range(200)}
+    schema = {"$ref": "#/$defs/d0", "$defs": {**chain, "d200": {"type": "string"}}}
+    with pytest.raises(ValueError, match=r"\$ref to 201 places, expected at most 128"):
+        JsonGrammar(lexicon, schema, "here")
+    odd = {"type": "number", "minimum": 1e308, "multipleOf": 0.001}
+    properties = {"n": {"type": "string", "description": "text"}, "m": {"$ref": "#/$defs/odd"}}
+    with contextlib.suppress(ValueError):  # refused or kept, and nothing else
+        JsonGrammar(lexicon, {"type": "object", "properties": properties, "$defs": {"odd": odd}}, "here")
 
 
 def test_a_format_that_nobody_knows_is_a_note(lexicon):

@@ -195,3 +195,26 @@ def test_settings_without_meaning_are_refused_in_one_line(settings, seen):
     with pytest.raises(ValueError, match=f"sampling: saw {seen}, expected") as caught:
         sampler.check(SamplingParams(**settings))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "extreme",
+    [{"temperature": 5e-324}, {"temperature": 1e-5}, {"repetition_penalty": 0.01}, {"top_p": 5e-324}, {"min_p": 1.0}],
+    ids=str,
+)
+@pytest.mark.parametrize("more", [{}, {"top_k": 1}], ids=str)
+def test_the_ends_of_what_is_allowed_draw_tokens_that_there_are(extreme: dict, more: dict) -> None:
+    sequences = make(8, prompt=(3, 0), **extreme, **more)
+    for params in {sequence.request.params for sequence in sequences}:
+        sampler.check(params)
+    for logits in (ROW, ROW * 1e4):
+        tokens = sampler.sample(logits.repeat(8, 1), sequences).tokens
+        if "repetition_penalty" in extreme:
+            assert set(tokens) <= {0, 3}  # said before, and made a hundred times likelier
+        else:
+            assert tokens == [3] * 8
+
+
+def test_penalties_that_would_leave_numbers_behind_are_refused() -> None:
+    with pytest.raises(ValueError, match="repetition_penalty"):
+        sampler.check(SamplingParams(repetition_penalty=1e-300))

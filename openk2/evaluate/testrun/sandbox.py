@@ -15,6 +15,7 @@ import os
 import secrets
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -96,14 +97,25 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def _finding(box: Path, token: str) -> Finding:
     try:
-        verdict = json.loads((box / "verdict.json").read_bytes()[:100_000])
+        verdict = json.loads(_read(box / "verdict.json"))
         if isinstance(verdict, dict) and verdict.get("token") == token:
             return Finding(str(verdict["failure"])[:_SHOWN])
     except (OSError, ValueError):
         pass
-    with open(box / "output", "rb") as file:
-        said = file.read(100_000).decode(errors="replace").strip().splitlines()
+    try:
+        said = _read(box / "output").decode(errors="replace").strip().splitlines()
+    except OSError:
+        said = []
     return Finding(f"the process ended before its tests did{f': {said[-1]}' if said else ''}"[:_SHOWN])
+
+
+def _read(path: Path) -> bytes:
+    """The beginning of a file that the code may have made into anything: links and pipes are errors here."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(f"{path.name} is no file")
+        return file.read(100_000)
 
 
 def _python() -> list[str]:

@@ -78,6 +78,20 @@ def test_nothing_is_left_running(kind: str, tmp_path: Path) -> None:
     assert before == (where.stat().st_size if where.exists() else 0)
 
 
+@pytest.mark.parametrize("name", ["verdict.json", "output"])
+@pytest.mark.parametrize("made", ["os.mkfifo({0!r})", "os.symlink({1!r}, {0!r})", "os.symlink('/dev/zero', {0!r})"])
+def test_what_the_code_leaves_in_place_of_its_files_is_not_followed(
+    kind: str, name: str, made: str, tmp_path: Path
+) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("sk-123\n")
+    code = (
+        f"import os\ndef f():\n    os.path.lexists({name!r}) and os.remove({name!r})\n"
+        f"    {made.format(name, str(secret))}\n    os._exit(0)\n"
+    )
+    assert failure(code) == "the process ended before its tests did"
+
+
 def test_bubblewrap_hides_files_and_the_network(kind: str) -> None:
     if kind != BUBBLEWRAP:
         pytest.skip("process limits hide neither")
