@@ -36,6 +36,8 @@ _REMEMBERED = 256  # schemas
 _OF_NAMES = ("properties", "patternProperties", "$defs", "definitions")  # hold schemas by names, not by keywords
 _OF_VALUES = ("enum", "const", "default", "examples")  # hold values, which only look like schemas
 _MOST_POINTERS = 128  # places that a schema refers to
+_BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+_NEAR = 1e-6  # from an exclusive bound: what lies between is that bound for whoever reads doubles
 _MOST_DIGITS = 3  # that are tried to make a multiple
 # In which order an ending tries bytes: outside strings what closes, then what is short (large digits leave a lower
 # bound behind sooner); inside strings the quote, then the kind of character used least so far, which leads through
@@ -93,6 +95,27 @@ class Lexicon:
                 self._formats[name] = known
         return known
 
+    def lets_in(self, number: float, schema: Mapping[str, Any]) -> bool:
+        """Whether llguidance takes the number for a value of the schema, in one of its spellings."""
+        try:
+            grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_SPELLING)
+        except ValueError:
+            return False  # what is wrong is told where the whole is compiled
+        matcher = LLMatcher(self.matcher_tokens, grammar, log_level=0)
+        plain = json.dumps(number)
+        for text in {plain, plain.removesuffix(".0"), plain + "0", f"{plain}.0", f"-{plain}"}:
+            trial, ids = matcher.deep_copy(), self.tokenizer.encode(text)
+            if _number(text) == number and trial.try_consume_tokens(ids) == len(ids) and trial.is_accepting():
+                return True
+        return False
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(json.loads(text))
+    except ValueError:
+        return None
+
 
 def _kind(char: str) -> str:
     if char.isdigit():
@@ -134,7 +157,7 @@ class JsonGrammar:
 
 
 def _matcher(lexicon: Lexicon, schema: Mapping[str, Any], where: str) -> LLMatcher:
-    problem = _countless(schema) or _endless(schema)
+    problem = _countless(schema) or _endless(schema) or _inclusive(schema, lexicon)
     if not problem:
         try:
             grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_SPELLING)
@@ -163,6 +186,22 @@ def _without_notes(schema: Any, lexicon: Lexicon) -> Any:
         elif key != "format" or not isinstance(value, str) or lexicon.knows_format(value):
             kept[key] = _without_notes(value, lexicon)
     return kept
+
+
+def _inclusive(schema: Mapping[str, Any], lexicon: Lexicon) -> str:
+    """An exclusive bound that llguidance lets in all the same, as 0 between 0 and 0.5, or by rounding."""
+    for inner in subschemas(schema):
+        bounds = {name: inner[name] for name in _BOUNDS if _is_number(inner.get(name))}
+        for name in [name for name in bounds if name.startswith("exclusive")]:
+            bound = bounds[name]
+            near = any(0 < abs(other - bound) < _NEAR for other in bounds.values())
+            if near or (inner.get("type") != "integer" and lexicon.lets_in(bound, {"type": "number", **bounds})):
+                return f"{name} {bound} beside {', '.join(f'{k} {v}' for k, v in bounds.items() if k != name)}"
+    return ""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _endless(schema: Mapping[str, Any]) -> str:

@@ -143,6 +143,8 @@ def _testrun(arguments: argparse.Namespace) -> None:
     prices = dict(map(parse_price, arguments.price))
     extras = dict(map(parse_extra, arguments.extra))
     load_prompts(arguments.prompts)  # what is wrong with them is told before anything is served
+    if arguments.compare is not None and not (arguments.compare / "run.json").is_file():
+        raise ValueError(f"--compare: saw no run.json in {arguments.compare}, expected the folder of an earlier run")
     console = open_console(arguments)
     with contextlib.ExitStack() as served:
         targets = [

@@ -218,7 +218,12 @@ def _load(engine: StepEngine, path: Path, sha256: str) -> str:
         raise ApiError(400, f"file: {path.name} cannot be read ({error})", param="file") from None
     found = weights_hash(weights)
     if found != sha256:
-        raise ApiError(400, f"sha256: saw {sha256}, expected that of the file, {found}; write it again", param="sha256")
+        raise ApiError(
+            400,
+            f"sha256: saw {sha256}, expected {found}, the hash of the tensors in {path.name} "
+            "(openk2.engine.engine.weights_hash, not that of the file's bytes)",
+            param="sha256",
+        )
     try:
         return engine.load(weights, sha256)
     except ValueError as error:

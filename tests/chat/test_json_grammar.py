@@ -96,6 +96,30 @@ def test_what_would_take_long_to_compile_is_refused_and_odd_numbers_are_no_fault
         JsonGrammar(lexicon, {"type": "object", "properties": properties, "$defs": {"odd": odd}}, "here")
 
 
+@pytest.mark.parametrize(
+    "bounds",
+    [
+        {"exclusiveMinimum": 0, "maximum": 0.5},
+        {"exclusiveMinimum": 0, "maximum": 1e-05},
+        {"exclusiveMinimum": 0, "exclusiveMaximum": 1e-9},
+        {"minimum": -1e-07, "exclusiveMaximum": 0},
+        {"exclusiveMinimum": 1, "maximum": 1.0000001},
+    ],
+    ids=str,
+)
+def test_bounds_that_would_not_be_kept_apart_are_refused(bounds, lexicon):
+    with pytest.raises(ValueError, match="exclusiveM"):
+        JsonGrammar(lexicon, {"type": "number", **bounds}, "here")
+
+
+@pytest.mark.parametrize("low", [0, -3.5, 1e6])
+def test_exclusive_bounds_hold(low, lexicon):
+    for bounds in ({"exclusiveMinimum": low}, {"exclusiveMinimum": low, "maximum": low + 1}):
+        grammar = JsonGrammar(lexicon, {"type": "number", **bounds}, "here")
+        found = json.loads(lexicon.tokenizer.decode(grammar.shortest))
+        assert low < found <= bounds.get("maximum", float("inf"))
+
+
 def test_a_format_that_nobody_knows_is_a_note(lexicon):
     value = {"format": "binary"}
     properties = {"file": {"type": "string", "format": "binary"}, "enum": {"format": "byte"}, "kept": {"enum": [value]}}
