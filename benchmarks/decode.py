@@ -196,7 +196,8 @@ def main() -> None:
 def measure(rows: Rows, name: str, model: str, folder: Path, count: int) -> None:
     new = NEW[model]
     peer_name, peer = best_peer(folder, count, new, rows.quick)
-    ours, summed = Apart(Ours, folder, count, new), Apart(Summed)
+    ours = Apart(Ours, folder, count, new)
+    summed = Apart(Summed) if count == 1 else None
     taken: dict[str, list[float]] = {"ours": [], "peer": []}
     sums: list[float] = []
     for number in range((3 if rows.quick else 9) + 1):
@@ -204,13 +205,13 @@ def measure(rows: Rows, name: str, model: str, folder: Path, count: int) -> None
             spent = round_of(process)
             if number:
                 taken[side].append(spent)
-            if number and side == "ours":  # what memory gives at that moment: it is shared, and changes by the minute
+            if number and side == "ours" and summed is not None:
                 sums.append(min(seconds(partial(summed.run, "add")) for _ in range(3)))
     rows.times(name, taken, peer_name, unit="tokens/s", amount=count * new)
     ours.close()
     peer.close()
-    summed.close()
-    if count == 1:
+    if summed is not None:
+        summed.close()
         moved = read_bytes(MODELS[model], PROMPT + new / 2) * new
         per_byte = {"ours": [spent / moved for spent in taken["ours"]], "peer": [spent / 2**30 for spent in sums]}
         rows.times(f"bandwidth/{model}", per_byte, "summing a tensor of 1 GiB", unit="GB/s", amount=1e-9)

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
-from openk2.chat.json_examples import short_values, string_ends, subschemas
+from openk2.chat.json_examples import short_values, string_ends
+from openk2.chat.json_refusals import why_not, without_notes
 from openk2.chat.tokenizer import Tokenizer
 
 # JSON as the template's `dump_json` writes it, or without the blanks: never an endless run of them. No escapes by code:
@@ -33,11 +34,6 @@ _OPTIONS = "x-guidance"  # under this key llguidance takes options from a schema
 _LONGEST_ENDING = 4096  # bytes; a schema without a shorter value is refused
 _LONGEST_REUSED = 64  # tokens of an earlier ending that are tried for another place
 _REMEMBERED = 256  # schemas
-_OF_NAMES = ("properties", "patternProperties", "$defs", "definitions")  # hold schemas by names, not by keywords
-_OF_VALUES = ("enum", "const", "default", "examples")  # hold values, which only look like schemas
-_MOST_POINTERS = 128  # places that a schema refers to
-_BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
-_NEAR = 1e-6  # from an exclusive bound: what lies between is that bound for whoever reads doubles
 _MOST_DIGITS = 3  # that are tried to make a multiple
 # In which order an ending tries bytes: outside strings what closes, then what is short (large digits leave a lower
 # bound behind sooner); inside strings the quote, then the kind of character used least so far, which leads through
@@ -141,7 +137,7 @@ class JsonGrammar:
 
     def __init__(self, lexicon: Lexicon, schema: Mapping[str, Any], where: str) -> None:
         self.lexicon = lexicon
-        schema = _without_notes({key: value for key, value in schema.items() if key != _OPTIONS}, lexicon)
+        schema = without_notes({key: value for key, value in schema.items() if key != _OPTIONS}, lexicon.knows_format)
         self._matcher = _matcher(lexicon, schema, where)
         encode = lexicon.tokenizer.encode
         self.multiples = "multipleOf" in json.dumps(schema)
@@ -157,7 +153,7 @@ class JsonGrammar:
 
 
 def _matcher(lexicon: Lexicon, schema: Mapping[str, Any], where: str) -> LLMatcher:
-    problem = _countless(schema) or _endless(schema) or _inclusive(schema, lexicon)
+    problem = why_not(schema, lexicon.lets_in)
     if not problem:
         try:
             grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_SPELLING)
@@ -169,55 +165,6 @@ def _matcher(lexicon: Lexicon, schema: Mapping[str, Any], where: str) -> LLMatch
     if problem:
         raise ValueError(f"{where}: saw a schema that cannot be kept: {' '.join(problem.split()):.200}")
     return matcher
-
-
-def _without_notes(schema: Any, lexicon: Lexicon) -> Any:
-    """The schema without formats that llguidance does not know, and would refuse: in JSON Schema they are notes."""
-    if isinstance(schema, list):
-        return [_without_notes(inner, lexicon) for inner in schema]
-    if not isinstance(schema, Mapping):
-        return schema
-    kept: dict[str, Any] = {}
-    for key, value in schema.items():
-        if key in _OF_NAMES and isinstance(value, Mapping):
-            kept[key] = {name: _without_notes(inner, lexicon) for name, inner in value.items()}
-        elif key in _OF_VALUES:
-            kept[key] = value
-        elif key != "format" or not isinstance(value, str) or lexicon.knows_format(value):
-            kept[key] = _without_notes(value, lexicon)
-    return kept
-
-
-def _inclusive(schema: Mapping[str, Any], lexicon: Lexicon) -> str:
-    """An exclusive bound that llguidance lets in all the same, as 0 between 0 and 0.5, or by rounding."""
-    for inner in subschemas(schema):
-        bounds = {name: inner[name] for name in _BOUNDS if _is_number(inner.get(name))}
-        for name in [name for name in bounds if name.startswith("exclusive")]:
-            bound = bounds[name]
-            near = any(0 < abs(other - bound) < _NEAR for other in bounds.values())
-            if near or (inner.get("type") != "integer" and lexicon.lets_in(bound, {"type": "number", **bounds})):
-                return f"{name} {bound} beside {', '.join(f'{k} {v}' for k, v in bounds.items() if k != name)}"
-    return ""
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _endless(schema: Mapping[str, Any]) -> str:
-    """What would take long to compile, while others wait."""
-    pointers = {str(inner["$ref"]) for inner in subschemas(schema) if "$ref" in inner}
-    many = len(pointers) > _MOST_POINTERS
-    return f"$ref to {len(pointers)} places, expected at most {_MOST_POINTERS}" if many else ""
-
-
-def _countless(schema: Mapping[str, Any]) -> str:
-    """What is wrong with counting properties: a name may come twice, and two of them are one once they are read."""
-    for inner in subschemas(schema):
-        least, required = inner.get("minProperties"), inner.get("required", ())
-        if isinstance(least, int) and isinstance(required, list | tuple) and least > len(required) + 1:
-            return "minProperties, more than one beyond the required ones"
-    return ""
 
 
 class JsonState:

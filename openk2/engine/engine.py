@@ -14,7 +14,6 @@ with `attention="invariant"` neither do its logits, bit for bit. One thread.
 
 from __future__ import annotations
 
-import hashlib
 from collections import abc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -30,14 +29,14 @@ from openk2.engine.native import NativeDecoder
 from openk2.engine.prefix_tree import PrefixTree
 from openk2.engine.runner import run
 from openk2.engine.scheduler import Piece, Scheduler
+from openk2.engine.scoring import score
 from openk2.engine.sequence import Request, Sequence, Status
+from openk2.engine.weights import check_alike, engine_weights, model_like, weights_hash
 from openk2.model.model import Model
-from openk2.model.moe import Router
 from openk2.ops.fused import fusion_available, fusion_on_this_thread, set_fusion
 from openk2.protocols import Completion, Grammar, SamplingParams
 
 CACHE_BYTES = 1 << 30
-SCORING_TOKENS = 8192  # padded tokens of one scoring pass
 WARM_TOKENS = 512  # enough for every kernel to be worth its call
 
 
@@ -88,11 +87,8 @@ class Engine:
         self.settings = settings or EngineSettings()
         if self.settings.attention == "invariant" and model.compute_dtype != torch.bfloat16:
             raise ValueError("engine: saw invariant attention for a model that does not compute in bf16, expected one")
-        self.model = Model(model.config, compute_dtype=model.compute_dtype).to(model.compute_dtype).eval()
+        self.model = model_like(model)
         self.model.attention = self.settings.attention
-        for module in self.model.modules():
-            if isinstance(module, Router):
-                module.float()
         per_token = model.config.num_hidden_layers * model.config.latent_dim * model.compute_dtype.itemsize
         context = model.config.max_position_embeddings
         most = min(CACHE_BYTES // per_token, context * self.settings.max_running)  # more could not be used
@@ -127,14 +123,7 @@ class Engine:
         """
         if self.has_work:
             raise RuntimeError("engine: saw new weights while sequences run, expected none; finish or cancel them")
-        own = self.model.state_dict()
-        other = [name for name in own.keys() | weights.keys() if _kind(own.get(name)) != _kind(weights.get(name))]
-        if other:
-            name = min(other)
-            raise ValueError(
-                f"engine: saw {name} as {_kind(weights.get(name))}, expected {_kind(own.get(name))}; the weights are "
-                "those of another model"
-            )
+        check_alike(self.model.state_dict(), weights)
         self.tree.clear()
         self.model.load_state_dict(weights)
         if weights_hash(self.model.state_dict()) != sha256:
@@ -341,67 +330,5 @@ class Engine:
         return min(wanted, limit - length)
 
 
-@torch.no_grad()
-def score(model: Model, sequences: abc.Sequence[abc.Sequence[int]]) -> list[np.ndarray]:
-    """Natural log-probabilities of ids[1:] for each sequence, as `model` has them in one pass."""
-    found: list[np.ndarray] = [np.zeros(0, dtype=np.float32)] * len(sequences)
-    for rows in _by_length([len(s) for s in sequences], SCORING_TOKENS):
-        ids = _padded([sequences[row] for row in rows])
-        targets = torch.full_like(ids, -100)
-        for place, row in enumerate(rows):
-            targets[place, : len(sequences[row]) - 1] = ids[place, 1 : len(sequences[row])]
-        log_probs, _ = model.log_probs(ids, targets)
-        for place, row in enumerate(rows):
-            found[row] = log_probs[place, : len(sequences[row]) - 1].numpy()
-    return found
-
-
-def engine_weights(model: Model) -> dict[str, Tensor]:
-    """`model`'s tensors as an engine stores them: in the compute dtype, what belongs to routers in fp32."""
-    routers = {
-        f"{name}.{tensor}"
-        for name, module in model.named_modules()
-        if isinstance(module, Router)
-        for tensor in module.state_dict()
-    }
-    return {
-        name: value.detach().to(torch.float32 if name in routers else model.compute_dtype)
-        for name, value in model.state_dict().items()
-    }
-
-
-def _kind(tensor: Tensor | None) -> str:
-    return "nothing" if tensor is None else f"{tensor.dtype} {tuple(tensor.shape)}".removeprefix("torch.")
-
-
-def weights_hash(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 of tensors' names, dtypes, shapes and bytes."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        value = state[name].detach().contiguous()
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 def _telling(on_token: Callable[[int, int], None], index: int) -> Callable[[Sequence], None]:
     return lambda sequence: on_token(index, sequence.tokens[-1])
-
-
-def _padded(sequences: abc.Sequence[abc.Sequence[int]]) -> Tensor:
-    """Right-padded ids [B, T]: causal attention never looks at the padding."""
-    ids = torch.zeros(len(sequences), max(map(len, sequences)), dtype=torch.int64)
-    for row, sequence in enumerate(sequences):
-        ids[row, : len(sequence)] = torch.tensor(sequence, dtype=torch.int64)
-    return ids
-
-
-def _by_length(lengths: abc.Sequence[int], limit: int) -> list[list[int]]:
-    """Indices in groups of similar length whose padded tokens stay within `limit` (one at least)."""
-    groups: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
-        if groups and (len(groups[-1]) + 1) * lengths[index] <= limit:
-            groups[-1].append(index)
-        else:
-            groups.append([index])
-    return groups

@@ -21,7 +21,7 @@ from openk2.model.mla import INNER_NORM_EPS
 from openk2.model.model import Block, Model
 from openk2.model.moe import MLP
 from openk2.model.rope import rotary_turns
-from openk2.ops.native import library
+from openk2.ops.cpp import shared_object
 
 # Beyond so many rows matrix products are faster than dot products: for 1B parameters between 128 and 256 (log/LOG.md).
 MAX_ROWS = 128
@@ -50,7 +50,7 @@ class NativeDecoder:
 
     def __init__(self, model: Model, store: PlainStore) -> None:
         config = model.config
-        self._model, self._library = model, library()
+        self._model, self._shared_object = model, shared_object()
         self._turns = torch.view_as_real(rotary_turns(config, config.max_position_embeddings)).contiguous()
         self._layers = (_Layer * config.num_hidden_layers)(
             *(_layer(block, store.values[index]) for index, block in enumerate(model.blocks()))
@@ -87,13 +87,13 @@ class NativeDecoder:
         known = model.compute_dtype == torch.bfloat16 and model.attention == "auto" and model.config.n_group == 1
         if not (known and isinstance(store, PlainStore) and model.lm_head.weight.device.type == "cpu"):
             return None
-        if wait and library().get(wait=True) is None:
+        if wait and shared_object().get(wait=True) is None:
             return None
         return cls(model, store)
 
     def can(self, pieces: abc.Sequence[Piece]) -> bool:
         few = len(pieces) <= MAX_ROWS and all(piece.last - piece.first == 1 for piece in pieces)
-        return few and self._library.get() is not None
+        return few and self._shared_object.get() is not None
 
     def decode(self, pieces: abc.Sequence[Piece]) -> tuple[Tensor, Tensor]:
         """Single tokens of some sequences: logits [B, V] and chosen experts [L_moe, B, K]."""
@@ -104,7 +104,7 @@ class NativeDecoder:
         blocks = torch.tensor([[*p.sequence.blocks, *([0] * (most - len(p.sequence.blocks)))] for p in pieces])
         logits = torch.empty(count, config.vocab_size, dtype=torch.bfloat16)
         chosen = torch.empty(config.num_moe_layers, count, config.num_experts_per_tok, dtype=torch.int64)
-        loaded = self._library.get()
+        loaded = self._shared_object.get()
         assert loaded is not None
         loaded.openk2_decode(
             ctypes.byref(self._struct),

@@ -21,7 +21,8 @@ import httpx
 import numpy as np
 from safetensors.torch import save_file
 
-from openk2.engine.engine import engine_weights, score, weights_hash
+from openk2.engine.scoring import score
+from openk2.engine.weights import engine_weights, weights_hash
 from openk2.model.model import Model
 from openk2.protocols import Completion, Grammar, SamplingParams
 

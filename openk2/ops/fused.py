@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from openk2.ops.cpp import COMPILERS
 from openk2.ops.invariant import is_batch_invariant
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -58,7 +59,7 @@ def _configure() -> None:
 
 def fusion_available() -> tuple[bool, str]:
     """Whether the kernels can be compiled here, and why (not)."""
-    if not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
+    if not any(shutil.which(name) for name in COMPILERS):
         return False, "no C++ compiler found"
     try:
         torch.compile(lambda x: x + 1, dynamic=True)(torch.ones(64))

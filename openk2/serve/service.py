@@ -21,7 +21,7 @@ from starlette.types import Receive
 from openk2.chat.codec import Codec
 from openk2.chat.grammar import Lexicon
 from openk2.engine.block_pool import BLOCK
-from openk2.engine.engine import weights_hash
+from openk2.engine.weights import weights_hash
 from openk2.protocols import SamplingParams
 from openk2.serve.answers import ChatAnswer, TextAnswer
 from openk2.serve.anthropic_requests import CountRequest
@@ -221,7 +221,7 @@ def _load(engine: StepEngine, path: Path, sha256: str) -> str:
         raise ApiError(
             400,
             f"sha256: saw {sha256}, expected {found}, the hash of the tensors in {path.name} "
-            "(openk2.engine.engine.weights_hash, not that of the file's bytes)",
+            "(openk2.engine.weights.weights_hash, not that of the file's bytes)",
             param="sha256",
         )
     try:

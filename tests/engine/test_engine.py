@@ -13,7 +13,7 @@ from small_checkpoint import small_codec
 from small_training import SMALL, batch, build, make_muonclip, same_tensors, snapshot, take_step
 
 from openk2.chat.grammar import Lexicon, TurnGrammar
-from openk2.engine import Engine
+from openk2.engine import Engine, scoring
 from openk2.engine import engine as engine_module
 from openk2.model.model import Model
 from openk2.protocols import Completion, SamplingParams
@@ -216,7 +216,7 @@ def test_what_cannot_be_run_is_refused_in_one_line():
 
 @pytest.mark.parametrize("limit", [8192, 12], ids=["one_pass", "many_passes"])
 def test_scores_are_the_full_forwards_log_softmax(limit, monkeypatch):
-    monkeypatch.setattr(engine_module, "SCORING_TOKENS", limit)
+    monkeypatch.setattr(scoring, "SCORING_TOKENS", limit)
     model = make_model()
     generator = torch.Generator().manual_seed(0)
     sequences = [torch.randint(300, (n,), generator=generator).tolist() for n in (9, 1, 33, 2, 33, 12)]

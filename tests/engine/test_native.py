@@ -19,7 +19,7 @@ from openk2.engine.native import MAX_ROWS
 from openk2.engine.runner import run
 from openk2.engine.scheduler import Piece
 from openk2.model.model import Model
-from openk2.ops import native
+from openk2.ops import cpp
 from openk2.protocols import SamplingParams
 
 # Widths that are no multiples of what fits a register, and some that are.
@@ -42,7 +42,7 @@ VARIANTS = {
     },
 }
 
-needs_compiler = pytest.mark.skipif(native.library().get(wait=True) is None, reason=native.library().problem)
+needs_compiler = pytest.mark.skipif(cpp.shared_object().get(wait=True) is None, reason=cpp.shared_object().problem)
 
 
 def build(**changes: object) -> Model:
@@ -170,34 +170,34 @@ def test_settings_are_named():
 
 
 def test_without_a_compiler_decoding_goes_on_in_torch(tmp_path):
-    """In a process of its own, for a library is loaded once."""
+    """In a process of its own, for it is loaded once."""
     code = """
 import torch
 from openk2.config.presets import TINY
 from openk2.engine import Engine
 from openk2.model.model import Model
-from openk2.ops.native import library
+from openk2.ops.cpp import shared_object
 from openk2.protocols import SamplingParams
 engine = Engine(Model(TINY, compute_dtype=torch.bfloat16).init_weights(0))
-print(engine.native, len(engine([[1]], SamplingParams(max_new_tokens=2))[0].ids), library().problem)
+print(engine.native, len(engine([[1]], SamplingParams(max_new_tokens=2))[0].ids), shared_object().problem)
 """
     environment = {"PATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=100)
-    assert done.stdout.startswith("None 2 decode.cpp: saw no compiled library (saw no C++ compiler, expected"), done
+    assert done.stdout.startswith("None 2 decode.cpp: saw no compiled code (saw no C++ compiler, expected"), done
 
 
 @needs_compiler
 def test_a_second_process_compiles_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    first = native._compiled()
+    first = cpp._compiled()
     assert first.parent == tmp_path / "openk2" and [path.name for path in first.parent.iterdir()] == [first.name]
-    monkeypatch.setattr(native.tempfile, "TemporaryDirectory", lambda **_: pytest.fail("compiled again"))
-    assert native._compiled() == first
+    monkeypatch.setattr(cpp.tempfile, "TemporaryDirectory", lambda **_: pytest.fail("compiled again"))
+    assert cpp._compiled() == first
     source = Path(tmp_path / "other.cpp")
     source.write_text("this is no C++")
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(native, "SOURCE", source)
-    broken = native.Library()
+    monkeypatch.setattr(cpp, "SOURCE", source)
+    broken = cpp.SharedObject()
     assert broken.get(wait=True) is None and "decoding goes on in torch" in broken.problem
     assert [path.name for path in first.parent.iterdir()] == [first.name]  # nothing half made

@@ -1,62 +1,23 @@
-"""Clients that hang up, are too many, too slow or not let in; an engine that breaks; a server that stops."""
+"""Clients that hang up, are too many, too slow or too large; an engine that breaks."""
 
 from __future__ import annotations
 
-import itertools
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import textwrap
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import anthropic
 import httpx
 import openai
 import pytest
-from running_server import CODEC, Running, eventually, running
+from raw_requests import BODY, CHAT, connected, engine_with, sent
+from running_server import CODEC, eventually, running
 from scripted_engine import ScriptedEngine
 
 from openk2.engine.engine import Engine, EngineSettings
 from openk2.serve import wire, worker
-from openk2.serve.server import serve
-from openk2.serve.settings import ServeSettings
-
-CHAT = "/v1/chat/completions"
-BODY: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
-
-
-def endless() -> Iterator[int]:
-    """The ids of a model that never stops."""
-    return itertools.cycle(CODEC.tokenizer.encode("and so on "))
-
-
-def engine_with(count: int) -> ScriptedEngine:
-    return ScriptedEngine(CODEC, *(endless() for _ in range(count)), context=10**6)
-
-
-def connected(server: Running) -> socket.socket:
-    host, _, port = server.url.removeprefix("http://").partition(":")
-    return socket.create_connection((host, int(port)), timeout=10)
-
-
-def sent(server: Running, body: dict[str, Any]) -> socket.socket:
-    """A connection on which a chat request has been sent."""
-    text = json.dumps(body).encode()
-    connection = connected(server)
-    connection.sendall(
-        b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
-        % (CHAT.encode(), len(text))
-        + text
-    )
-    return connection
 
 
 @pytest.mark.parametrize(
@@ -240,132 +201,3 @@ def test_slow_clients_are_cut_off() -> None:
         body.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50\r\n\r\n{")
         assert b"408" in body.recv(1000).splitlines()[0]
         assert body.recv(1000) == b"" or body.recv(1000) == b""
-
-
-@pytest.mark.parametrize(
-    ("host", "status"),
-    [
-        ("localhost", 200), ("LocalHost:1", 200), ("127.0.0.1:8000", 200), ("[::1]:80", 200), ("models.lan", 200),
-        ("evil.example", 403), ("localhost.evil.example", 403), ("127.0.0.1@evil.example", 403), ("", 403),
-        ("localhost:80:80", 403),
-    ],
-)  # fmt: skip
-def test_other_names_for_this_computer_are_refused(named: Running, host: str, status: int) -> None:
-    for path in ("/health", "/v1/models"):
-        assert named.get(path, headers={"host": host}).status_code == status
-
-
-@pytest.fixture(scope="module")
-def named() -> Iterator[Running]:
-    with running(engine_with(0), allow_hosts=("Models.lan",)) as server:
-        yield server
-
-
-def test_every_name_may_be_used_where_others_can_reach_the_server() -> None:
-    assert ServeSettings(host="0.0.0.0").hosts is None
-    assert ServeSettings(host="0.0.0.0", allow_hosts=("a.lan",)).hosts == {"a.lan"}
-
-
-def test_the_key_is_asked_for_everywhere_but_at_the_health_check() -> None:
-    with running(ScriptedEngine(CODEC), api_key="sésame") as server:
-        assert server.get("/health").status_code == 200
-        for path in ("/v1/models", "/metrics", "/openapi.json", "/nothing"):
-            answer = server.get(path)
-            assert answer.status_code == 401 and answer.json()["error"]["code"] == "invalid_api_key"
-        right = "sésame".encode()
-        for headers in ({"authorization": b"Bearer " + right}, {"x-api-key": right}):
-            assert server.get("/v1/models", headers=headers).status_code == 200
-        for headers in ({"authorization": b"Basic " + right}, {"x-api-key": b"sesame"}, {"authorization": b"Bearer"}):
-            assert server.get("/v1/models", headers=headers).status_code == 401
-    with running(ScriptedEngine(CODEC), api_key="k") as server:
-        with server.openai("k") as client:
-            assert client.completions.create(model="openk2", prompt="x", max_tokens=1).choices
-        with server.anthropic("wrong") as other, pytest.raises(anthropic.AuthenticationError):
-            other.messages.create(model="openk2", max_tokens=1, messages=BODY["messages"])
-
-
-def test_other_origins_are_let_in_only_by_name() -> None:
-    asking = {"origin": "https://page.example", "access-control-request-method": "POST"}
-    with running(engine_with(0)) as server:
-        assert server.get("/health", headers=asking).headers.get("access-control-allow-origin") is None
-        assert httpx.options(server.url + CHAT, headers=asking).status_code == 405
-    with running(engine_with(0), allow_origins=("https://page.example",)) as server:
-        allowed = httpx.options(server.url + CHAT, headers=asking)
-        assert allowed.headers["access-control-allow-origin"] == "https://page.example"
-        refused = httpx.options(server.url + CHAT, headers={**asking, "origin": "https://evil.example"})
-        assert refused.headers.get("access-control-allow-origin") is None
-
-
-def test_settings_that_mean_nothing_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="max_waiting 0"):
-        ServeSettings(max_waiting=0)
-    monkeypatch.delenv("NO_KEY_HERE", raising=False)
-    with pytest.raises(ValueError, match="NO_KEY_HERE"):
-        serve(engine_with(0), CODEC, ServeSettings(api_key_env="NO_KEY_HERE", port=0))
-    other = engine_with(0)
-    other.model.config.vocab_size = 7
-    with pytest.raises(ValueError, match="7 rows"):
-        serve(other, CODEC, ServeSettings(port=0))
-
-
-PROCESS = """
-import itertools, sys
-sys.path[:0] = {paths!r}
-from scripted_engine import ScriptedEngine
-from small_checkpoint import small_codec
-from openk2.serve import wire
-from openk2.serve.server import serve
-from openk2.serve.settings import ServeSettings
-
-CODEC = small_codec()
-words = CODEC.tokenizer.encode("and so on ")
-engine = ScriptedEngine(CODEC, itertools.cycle(words), itertools.chain(words * 10, [CODEC.tokenizer.im_end_id]),
-                        context=10**9)
-engine.pace = 0.01
-serve(engine, CODEC, ServeSettings(port=0, grace={grace}))
-print("returned")
-"""
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-def test_a_signal_stops_accepting_lets_answers_end_and_tells_what_was_cut(number: int, repository: Path) -> None:
-    paths = [str(repository / "tests" / "serve"), str(repository / "tests" / "posttrain" / "sft")]
-    code = textwrap.dedent(PROCESS).format(paths=paths, grace=2)
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=repository, env={**os.environ, "PYTHONPATH": str(repository)},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    try:
-        assert process.stderr is not None
-        url = process.stderr.readline().split()[-1].removesuffix("/v1")
-        eventually(lambda: reachable(url))
-        with (
-            httpx.stream("POST", url + CHAT, json={**BODY, "stream": True}, timeout=20) as endless_answer,
-            httpx.stream("POST", url + CHAT, json={**BODY, "stream": True}, timeout=20) as short_answer,
-        ):
-            process.send_signal(number)
-            eventually(lambda: not reachable(url))
-            assert short_answer.read().decode().rstrip().endswith("[DONE]")
-            error = json.loads(endless_answer.read().decode().rstrip().splitlines()[-1].removeprefix("data: "))
-        assert "stopped" in error["error"]["message"]
-        out, err = process.communicate(timeout=20)
-        assert out == "returned\n" and process.returncode == 0
-        assert "cut a chat completion after" in err and "Traceback" not in err
-    finally:
-        process.kill()
-        process.wait()
-
-
-def reachable(url: str) -> bool:
-    try:
-        return httpx.get(url + "/health", timeout=5).status_code == 200
-    except httpx.TransportError:
-        return False
-
-
-def test_a_server_that_stops_is_not_healthy_and_takes_nothing_more() -> None:
-    with running(engine_with(0)) as server:
-        server.service.stopping = True
-        assert server.get("/health").status_code == 503
-        assert server.post(CHAT, BODY).status_code == 503
-        server.service.stopping = False

@@ -19,8 +19,8 @@ from small_checkpoint import small_model
 from openk2.cli import main
 from openk2.config import OptimConfig, RLConfig
 from openk2.engine import Engine, EngineSettings
-from openk2.engine.engine import engine_weights, weights_hash
 from openk2.engine.remote import RemoteSampler
+from openk2.engine.weights import engine_weights, weights_hash
 from openk2.model.model import Model
 from openk2.observe.console import Console
 from openk2.observe.metrics import read_metrics

@@ -1,6 +1,6 @@
 """The C++ of this folder, compiled for the machine at hand, once, and loaded.
 
-The library lies in the user's cache folder under a name made of its source,
+The shared object lies in the user's cache folder under a name made of its source,
 the compiler and the processor, so that a second process compiles nothing; it is
 written aside and renamed. Left out: anything but a C++ compiler on Linux or
 macOS; without one, callers go on with their torch path.
@@ -23,8 +23,8 @@ COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-O3", "-march=native", "-ffast-math", "-fno-finite-math-only", "-std=c++17", "-shared", "-fPIC", "-fopenmp")
 
 
-class Library:
-    """Compiles in a thread of its own, if it has to; `get` is the loaded library, or None while there is none."""
+class SharedObject:
+    """Compiles in a thread of its own, if it has to; `get` is what was loaded, or None while there is none."""
 
     def __init__(self) -> None:
         self.problem = ""  # why there is none and will be none
@@ -42,20 +42,18 @@ class Library:
             self._loaded = ctypes.CDLL(str(_compiled()))
         except (OSError, subprocess.SubprocessError) as error:
             detail = getattr(error, "stderr", "") or error
-            self.problem = (
-                f"decode.cpp: saw no compiled library ({str(detail).strip():.300}); decoding goes on in torch"
-            )
+            self.problem = f"decode.cpp: saw no compiled code ({str(detail).strip():.300}); decoding goes on in torch"
 
 
-_library: Library | None = None
+_shared_object: SharedObject | None = None
 
 
-def library() -> Library:
+def shared_object() -> SharedObject:
     """The one of this process, whose compilation begins with the first call."""
-    global _library
-    if _library is None:
-        _library = Library()
-    return _library
+    global _shared_object
+    if _shared_object is None:
+        _shared_object = SharedObject()
+    return _shared_object
 
 
 def _compiled() -> Path:
