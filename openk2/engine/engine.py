@@ -243,10 +243,7 @@ class Engine:
     def _take(self, ready: abc.Sequence[Sequence], logits: Tensor, experts: Tensor) -> None:
         """A token for each sequence."""
         drawn = sampler.sample(logits, ready)
-        tokens = [
-            sequence.constraint.accept(token) if sequence.constraint is not None else token
-            for sequence, token in zip(ready, drawn.tokens, strict=True)
-        ]
+        tokens = [sequence.standing(token) for sequence, token in zip(ready, drawn.tokens, strict=True)]
         log_probs = drawn.log_probs.gather(1, torch.tensor(tokens)[:, None]).squeeze(1).tolist()
         chosen = experts.transpose(0, 1).numpy()
         for row, (sequence, token) in enumerate(zip(ready, tokens, strict=True)):
@@ -257,14 +254,14 @@ class Engine:
             if wanted:
                 best = drawn.log_probs[row].topk(min(wanted, drawn.log_probs.shape[1]))
                 sequence.top.append(list(zip(best.indices.tolist(), best.values.tolist(), strict=True)))
-            whole = sequence.constraint is not None and sequence.constraint.done
-            if whole or token in sequence.request.params.stop_ids:
+            if sequence.is_whole() or token in sequence.request.params.stop_ids:
                 sequence.finish_reason = "stop"
             elif sequence.num_sampled == sequence.limit:
                 sequence.finish_reason = "length"
-            on_token = sequence.request.on_token
-            if on_token is not None and on_token(sequence):
+            if sequence.tell():
                 sequence.finish_reason = "stop"
+            if sequence.error is not None:
+                sequence.finish_reason = "error"
 
     def _collect(self, ready: abc.Sequence[Sequence]) -> list[Sequence]:
         ended = [sequence for sequence in ready if sequence.finish_reason]
@@ -289,7 +286,9 @@ class Engine:
                 tell = None if on_token is None else _telling(on_token, index)
                 sequences.append(self.submit(Request(tuple(prompt), params, index, grammar, tell)))
             while any(sequence.status is not Status.FINISHED for sequence in sequences):
-                self.step()
+                for ended in self.step():
+                    if ended.error is not None:
+                        raise ended.error
         except BaseException:  # an interrupted call leaves nothing running behind
             for sequence in sequences:
                 self.cancel(sequence)

@@ -79,8 +79,9 @@ def _adjusted(logits: Tensor, sequences: abc.Sequence[Sequence]) -> Tensor:
         sequence = sequences[row]
         if _penalised(sequence):
             _penalise(logits[row], sequence)
-        if sequence.constraint is not None:
-            logits[row].masked_fill_(torch.from_numpy(~sequence.constraint.mask()), -torch.inf)
+        allowed = sequence.allowed()
+        if allowed is not None:
+            logits[row].masked_fill_(torch.from_numpy(~allowed), -torch.inf)
     return logits
 
 

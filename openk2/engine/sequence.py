@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from typing import TypeVar
 
 import numpy as np
 
 from openk2.protocols import Completion, Constraint, Grammar, SamplingParams
+
+Reply = TypeVar("Reply")
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,12 @@ class Status(Enum):
 
 @dataclass(eq=False)
 class Sequence:
-    """A request that an engine has taken on. `finish_reason` is "" until it ends by "stop", "length" or "cancelled"."""
+    """A request that an engine has taken on. `finish_reason` is "" until it ends by "stop", "length", "cancelled" or
+    "error".
+
+    Its grammar and its `on_token` are others' code, asked for it alone: what they raise is kept as `error` and ends
+    this sequence, no other.
+    """
 
     request: Request
     limit: int  # tokens that may be sampled
@@ -51,6 +59,7 @@ class Sequence:
     num_computed: int = 0  # tokens whose latents the blocks hold
     num_cached: int = 0  # prompt tokens that were found in the prefix tree
     num_preempted: int = 0
+    error: Exception | None = None
 
     @property
     def ids(self) -> list[int]:
@@ -65,6 +74,33 @@ class Sequence:
     def num_pending(self) -> int:
         """Tokens that are to be read before the next one can be sampled."""
         return len(self.tokens) - self.num_computed
+
+    def allowed(self) -> np.ndarray | None:
+        """Bool [V]: the tokens that its grammar lets come next; None: all."""
+        return None if self.constraint is None else self._ask(self.constraint.mask, None)
+
+    def standing(self, token: int) -> int:
+        """The token that its grammar puts in the place of the one that was drawn."""
+        constraint = self.constraint
+        return token if constraint is None else self._ask(lambda: constraint.accept(token), token)
+
+    def is_whole(self) -> bool:
+        """Whether its grammar allows no further token."""
+        constraint = self.constraint
+        return constraint is not None and self._ask(lambda: constraint.done, False)
+
+    def tell(self) -> bool:
+        """Show the newest token; true where no further one is wanted."""
+        on_token = self.request.on_token
+        return on_token is not None and self._ask(lambda: bool(on_token(self)), False)
+
+    def _ask(self, question: Callable[[], Reply], otherwise: Reply) -> Reply:
+        if self.error is None:
+            try:
+                return question()
+            except Exception as error:
+                self.error = error
+        return otherwise
 
     def completion(self) -> Completion:
         experts = np.stack(self.experts) if self.experts else None

@@ -246,6 +246,9 @@ class Worker:
         except ValueError as error:
             self._finish(job, ApiError(400, str(error)))
             return
+        except Exception as error:  # of its grammar, most likely: nothing has been read for it yet
+            self._finish(job, _failed(error))
+            return
         self._running[job.sequence] = job
         self._metrics.prompt_tokens.inc(len(job.prompt))
         self._outbox.append((job, Admitted()))
@@ -272,7 +275,13 @@ class Worker:
 
     def _end(self, sequence: Sequence) -> None:
         job = self._running.pop(sequence)
-        piece = job.answer.close()
+        try:
+            if sequence.error is not None:
+                raise sequence.error
+            piece = job.answer.close()
+        except Exception as error:
+            self._finish(job, _failed(error))
+            return
         if piece:
             self._outbox.append((job, piece))
         reason, stop_string = job.answer.reason(sequence.finish_reason), job.answer.stop_string
@@ -300,6 +309,15 @@ class Worker:
             if done.set_running_or_notify_cancel():
                 done.set_exception(error)
         self._send()
+
+
+def _failed(error: Exception) -> ApiError:
+    """What a client is told of a failure that is its request's alone; the operator is told all of it."""
+    traceback.print_exception(error, file=sys.stderr)
+    name = type(error).__name__
+    return ApiError(
+        500, f"this answer could not be written ({name}); others go on, and the log says why", code="answer"
+    )
 
 
 def _hand_out(events: abc.Sequence[tuple[Job, Event]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 from test_engine import assert_same, make_model, step_by_step
 
@@ -178,3 +179,60 @@ def test_what_does_not_fit_is_refused_in_one_line(model):
             EngineSettings(**settings)
     with pytest.raises(ValueError, match="saw an 8-bit cache with invariant attention"):
         EngineSettings(eight_bit_cache=True, attention="invariant")
+
+
+class Faulty:
+    """A grammar, and its constraint, that fails at the third token where it is asked `where`."""
+
+    hopeless = False
+
+    def __init__(self, where: str) -> None:
+        self.where, self.taken = where, 0
+
+    def start(self, budget: int) -> Faulty:
+        return self
+
+    def mask(self) -> np.ndarray:
+        self._maybe("mask")
+        return np.ones(300, dtype=bool)
+
+    def accept(self, token: int) -> int:
+        self.taken += 1
+        self._maybe("accept")
+        return token
+
+    @property
+    def done(self) -> bool:
+        self._maybe("done")
+        return False
+
+    def _maybe(self, where: str) -> None:
+        if self.where == where and self.taken == 3:
+            raise LookupError(where)
+
+
+@pytest.mark.parametrize("where", ["mask", "accept", "done", "on_token"])
+def test_what_fails_for_one_sequence_ends_no_other(model, where):
+    params = SamplingParams(max_new_tokens=12, temperature=1.0)
+    expected = [step_by_step(model, [5, 6], params, 0), step_by_step(model, [7], params, 2)]
+    engine = Engine(model)
+
+    def listen(sequence: Sequence) -> None:
+        if where == "on_token" and sequence.num_sampled == 3:
+            raise LookupError(where)
+
+    faulty = engine.submit(Request((8, 9), params, 1, Faulty(where), listen))
+    others = [engine.submit(Request((5, 6), params, 0)), engine.submit(Request((7,), params, 2))]
+    finish(engine, [faulty, *others])
+    assert faulty.finish_reason == "error" and 3 <= faulty.num_sampled <= 4
+    assert isinstance(faulty.error, LookupError) and faulty.error.args == (where,)
+    for sequence, wanted in zip(others, expected, strict=True):
+        assert_same(sequence.completion(), wanted)
+
+
+def test_who_calls_for_many_is_told_what_one_raised(model):
+    engine = Engine(model)
+    with pytest.raises(LookupError, match="accept"):
+        engine([[1, 2], [3]], SamplingParams(max_new_tokens=9), grammars=[Faulty("accept"), None])
+    assert not engine.has_work
+    engine.check()

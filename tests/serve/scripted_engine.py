@@ -117,16 +117,18 @@ class ScriptedEngine:
             sequence.finish_reason = "stop"
         elif sequence.num_sampled == sequence.limit:
             sequence.finish_reason = "length"
-        if sequence.request.on_token is not None and sequence.request.on_token(sequence):
+        if sequence.tell():
             sequence.finish_reason = "stop"
+        if sequence.error is not None:
+            sequence.finish_reason = "error"
 
     def _drawn(self, sequence: Sequence) -> Iterator[int]:
         everything = np.ones(self.model.config.vocab_size, dtype=bool)
         while True:
-            constraint = sequence.constraint
-            allowed = everything if constraint is None else constraint.mask()
-            token = int(sequence.random.choice(np.flatnonzero(allowed)))
-            yield token if constraint is None else constraint.accept(token)
+            allowed = sequence.allowed()
+            yield sequence.standing(
+                int(sequence.random.choice(np.flatnonzero(everything if allowed is None else allowed)))
+            )
 
 
 def spelt(codec: Codec, message: Message | str, *, first_call_index: int = 0) -> tuple[int, ...]:

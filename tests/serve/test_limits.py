@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,11 +14,13 @@ import httpx
 import openai
 import pytest
 from raw_requests import BODY, CHAT, connected, engine_with, sent
-from running_server import CODEC, eventually, running
-from scripted_engine import ScriptedEngine
+from running_server import CODEC, Running, eventually, running
+from scripted_engine import CALCULATOR, ScriptedEngine
 
+from openk2.chat.grammar import Turn, TurnGrammar
 from openk2.engine.engine import Engine, EngineSettings
 from openk2.serve import wire, worker
+from openk2.serve.answers import ChatAnswer
 
 
 @pytest.mark.parametrize(
@@ -165,13 +168,69 @@ def test_an_engine_that_breaks_fails_its_requests_and_the_health_check(capfd: py
     assert "out of memory" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("where", ["fault", "fault_on_submit"])
-def test_an_engine_that_breaks_before_a_token_came_answers_500(where: str) -> None:
+def test_an_engine_that_breaks_before_a_token_came_answers_500() -> None:
     engine = engine_with(1)
-    setattr(engine, where, RuntimeError("broken"))
+    engine.fault = RuntimeError("broken")
     with running(engine) as server:
         answer = server.post(CHAT, BODY)
         assert answer.status_code == 500 and answer.json()["error"]["type"] == "server_error"
+
+
+@pytest.mark.parametrize(
+    "where", [(TurnGrammar, "start"), (Turn, "accept"), (ChatAnswer, "take"), (ChatAnswer, "close")], ids=lambda w: w[1]
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_fails_disturbs_no_other(
+    where: tuple[type, str], stream: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Of two that run at once one meets an error in its grammar, its text, or its end."""
+    engine = ScriptedEngine(CODEC, context=10**6)
+    engine.going.clear()
+    body = {**BODY, "max_tokens": 40, "tools": [CALCULATOR], "tool_choice": "required"}
+    with running(engine) as server, ThreadPoolExecutor(1) as client:
+        good = client.submit(server.post, CHAT, body)
+        eventually(lambda: engine.usage().running == 1)
+        kind, name = where
+        make, real, later = kind.__init__, getattr(*where), []
+
+        def making(this: Any, *args: Any, **named: Any) -> None:
+            later.append(this)
+            make(this, *args, **named)
+
+        def failing(this: Any, *args: Any) -> Any:
+            if name == "start" or any(this is other for other in later):
+                raise LookupError("a secret")
+            return real(this, *args)
+
+        monkeypatch.setattr(kind, "__init__", making)
+        monkeypatch.setattr(kind, name, failing)
+        bad = client_of_its_own(server, {**body, "stream": stream})
+        if name != "start":
+            eventually(lambda: engine.usage().running == 2)
+        engine.going.set()
+        error = bad()
+        assert error["type"] == "server_error" and error["code"] == "answer"
+        assert "LookupError" in error["message"] and "secret" not in error["message"]
+        answered = good.result(20)
+        assert answered.status_code == 200 and answered.json()["choices"][0]["finish_reason"] == "tool_calls"
+        assert server.get("/health").status_code == 200
+    assert "a secret" in capfd.readouterr().err
+
+
+def client_of_its_own(server: Running, body: dict[str, Any]) -> Callable[[], dict[str, Any]]:
+    """Send a request beside others; the result waits for its error."""
+    answers: list[httpx.Response] = []
+    thread = threading.Thread(target=lambda: answers.append(server.post(CHAT, body)))
+    thread.start()
+
+    def error() -> dict[str, Any]:
+        thread.join(20)
+        if not body["stream"]:
+            assert answers[0].status_code == 500
+        found: dict[str, Any] = json.loads(answers[0].text.rstrip().splitlines()[-1].removeprefix("data: "))["error"]
+        return found
+
+    return error
 
 
 @pytest.mark.parametrize("chunked", [True, False])
