@@ -18,7 +18,7 @@ def add_params(commands: Any) -> None:
     )
     parser.add_argument("preset", help="tiny, small, moonlight_16b_a3b or k2_1t")
     parser.add_argument("--context", type=int, default=4096, help="tokens at which attention's FLOPs are counted")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
 
 
 def _params(arguments: argparse.Namespace) -> None:
@@ -46,7 +46,7 @@ def add_audit(commands: Any) -> None:
         help="instead: ten steps sharded against ten dense ones, by parameter, of the preset's first layers",
     )
     parser.add_argument("--processes", type=int, help="of the sharded side (default 2)")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
 
 
 def _audit(arguments: argparse.Namespace) -> int:
@@ -103,7 +103,7 @@ def add_verify_resume(commands: Any) -> None:
     parser.add_argument("--stages", default="pretrain,sft,rl", help="comma-separated")
     parser.add_argument("--steps", type=int, default=6, help="of each stage; it is killed half-way")
     parser.add_argument("--out", type=Path, help="folder to work in (default: a temporary one)")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
 
 
 def _verify_resume(arguments: argparse.Namespace) -> int:
@@ -126,8 +126,8 @@ def add_compare_modes(commands: Any) -> None:
     parser.add_argument("checkpoint", type=Path, help="a checkpoint folder")
     parser.add_argument("--prompts", type=int, default=14, help="how many")
     parser.add_argument("--tokens", type=int, default=48, help="sampled after each")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--seed", type=int, default=0, help="of the prompts and of what is drawn")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
 
 
 def _compare_modes(arguments: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 ConfigT = TypeVar("ConfigT")
+FULL_WIDTH = 200  # columns of a table that no terminal shows
 
 
 class Parser(argparse.ArgumentParser):
@@ -20,6 +21,17 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{self.prog}: {message}; see {self.prog} --help")
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Tells the default of each option that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        said, default = action.help or "", action.default
+        has_one = isinstance(default, (int, float, str, Path)) and not isinstance(default, bool)
+        if not has_one or default in ("", argparse.SUPPRESS) or "default" in said:
+            return said
+        return f"{said} (default: %(default)s)"
 
 
 def command(
@@ -36,7 +48,7 @@ def command(
         help=text,
         description=text,
         epilog=f"example:\n  {example}" + ("\n\nsettings: openk2 " + name + " --list-settings" if overrides else ""),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Help,
     )
     parser.set_defaults(run=run, takes_overrides=overrides is not None)
     if overrides is not None:
@@ -69,6 +81,13 @@ def open_console(arguments: argparse.Namespace, *, quiet: bool = False) -> Any:
     from openk2.observe.console import Console
 
     return Console(quiet=quiet or getattr(arguments, "quiet", False))
+
+
+def print_table(table: Any) -> None:
+    """On stdout, as wide as a terminal is; in full where it goes to a file or a program."""
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else FULL_WIDTH).print(table)
 
 
 def made_by() -> str:

@@ -13,7 +13,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from openk2.cli.command import add_engine_options, command, load_chat, make_engine, open_console, variant_of
+from openk2.cli.command import (
+    add_engine_options,
+    command,
+    load_chat,
+    make_engine,
+    open_console,
+    print_table,
+    variant_of,
+)
 
 # serve --------------------------------------------------------------------------------------------
 
@@ -107,7 +115,7 @@ def add_testrun(commands: Any) -> None:
         "--out", type=Path, default=Path("out/testrun"), help="run folder; a second run asks what lacks"
     )
     parser.add_argument("--samples", type=int, default=1, help="answers of each prompt")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="sent with each request, the sample's number added")
     parser.add_argument("--concurrency", type=int, default=4, help="requests at a time to each target")
     parser.add_argument("--per-minute", type=int, help="requests a minute to each target at most")
     parser.add_argument("--price", action="append", default=[], metavar="NAME=IN,OUT", help="of a million tokens")
@@ -121,7 +129,7 @@ def add_testrun(commands: Any) -> None:
 _TARGET_HELP = "URL[,model=NAME][,key=VARIABLE][,name=TEXT], or a checkpoint folder, which is served for the time"
 
 
-def _testrun(arguments: argparse.Namespace) -> None:
+def _testrun(arguments: argparse.Namespace) -> int:
     from openk2.evaluate.testrun import (
         RunSettings,
         Target,
@@ -157,16 +165,19 @@ def _testrun(arguments: argparse.Namespace) -> None:
     for warning in report.warnings:
         console.line(warning)
     difference = diff_runs(arguments.compare, arguments.out, out=arguments.out) if arguments.compare else None
+    silent = [row["target"] for row in report.figures["summary"] if not row["answered"]]
+    if silent:
+        console.line(f"{', '.join(silent)}: saw no answer to any prompt, expected some; the warnings above say why")
+    code = 1 if silent else 0
     if arguments.json:
         figures = dict(report.figures) | ({"diff": difference.as_dict()} if difference else {})
         console.result(json.dumps(figures, indent=2))
-        return
-    from rich.console import Console as RichConsole
-
-    RichConsole().print(summary_table(dict(report.figures)))
+        return code
+    print_table(summary_table(dict(report.figures)))
     if difference is not None:
         console.result(difference.text())
     console.result(str(report.page))
+    return code
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from openk2.cli.command import (
     load_chat,
     make_engine,
     open_console,
+    print_table,
     variant_of,
 )
 
@@ -29,7 +30,7 @@ def add_evaluate(commands: Any) -> None:
     parser.add_argument("--data", type=Path, help="folder of data sets: gsm8k/, math/, mmlu/, validation/")
     parser.add_argument("--limit", type=int, help="items per task, a fixed subset")
     parser.add_argument("--variant", choices=("base", "instruct"), help="how to ask (default: what the folder is)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of what is drawn")
     parser.add_argument("--out", type=Path, help="folder for evaluation.json and items.jsonl")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.add_argument("--endpoint", metavar="URL", help=_ENDPOINT_HELP)
@@ -72,9 +73,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if arguments.json:
         console.result(json.dumps({name: result.as_dict() for name, result in results.items()}, indent=2))
     else:
-        from rich.console import Console as RichConsole
-
-        RichConsole().print(results_table(results))
+        print_table(results_table(results))
 
 
 def _generator(arguments: argparse.Namespace, *, compiled: bool) -> tuple[Any, Any, Any, int]:
@@ -106,9 +105,9 @@ def add_chat(commands: Any) -> None:
     parser.add_argument("checkpoint", type=Path, help="a checkpoint folder")
     parser.add_argument("--tools", default="calculator,weekday", help="names, comma-separated, or none")
     parser.add_argument("--system", default="You are a helpful assistant.", help="the system message")
-    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--temperature", type=float, default=0.0, help="0: the likeliest token each time")
     parser.add_argument("--max-new-tokens", type=int, default=128, help="per assistant message")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of what is drawn")
     parser.add_argument("--prompt", help="say this one thing and end")
     parser.add_argument("--endpoint", metavar="URL", help=_ENDPOINT_HELP + "; calls are not constrained there")
     add_key_option(parser)

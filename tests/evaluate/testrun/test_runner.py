@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from scripted_http import Asked, Said, echo, refusal, serving, text
 
+from openk2.cli import main
 from openk2.evaluate.testrun import Report, RunSettings, Target, render_report, run_prompts
 from openk2.observe.console import Console
 
@@ -141,6 +142,19 @@ def test_a_refused_key_ends_the_target_and_not_the_others(
     assert "warning: closed: nothing more was asked of it: HTTP 401: no" in said(console)
     summary = {row["target"]: row for row in report.figures["summary"]}
     assert (summary["closed"]["unanswered"], summary["closed"]["missing"], summary["open"]["answered"]) == (1, 7, 8)
+
+
+def test_the_command_says_which_target_gave_no_answer(
+    prompts: Prompts, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = str(prompts(one=ONE)), str(tmp_path / "run")
+    with serving(lambda asked, n: refusal(400, "no")) as mute, serving() as open_:
+        assert main(["testrun", folder, f"{open_.url},name=open", "--out", out]) == 0
+        seen = capsys.readouterr()
+        table = next(line for line in seen.out.splitlines() if "95% interval" in line)
+        assert "unanswered" in table, "a table that goes to a file is not cut"
+        assert main(["testrun", folder, f"{mute.url},name=mute", f"{open_.url},name=open", "--out", out]) == 1
+    assert "mute: saw no answer to any prompt" in capsys.readouterr().err
 
 
 def test_a_name_stands_for_one_thing_in_a_folder(
