@@ -68,8 +68,9 @@ class TurnGrammar:
             ()
             if choice == "none"
             else tuple(
-                _Tool(name, lexicon.compiled(_object(function.get("parameters")), f"tools: {name}: parameters"))
+                _Tool(name, lexicon.compiled(_object(function.get("parameters"), where), where))
                 for name, function in named.items()
+                for where in [f"tools: {name}: parameters"]
             )
         )
         self.response = None if response is None else lexicon.compiled(response, "response_format")
@@ -79,11 +80,14 @@ class TurnGrammar:
         return Turn(self, budget)
 
 
-def _object(parameters: Any) -> dict[str, Any]:
-    """Arguments are an object whatever else is declared; nothing declared is an object without members."""
+def _object(parameters: Any, where: str) -> dict[str, Any]:
+    """Arguments are an object; nothing declared is one without members."""
     if not parameters:
         return {"type": "object", "properties": {}, "additionalProperties": False}
-    return {"type": "object", **parameters}
+    kind = parameters.get("type", "object")
+    if kind != "object" and not (isinstance(kind, list) and "object" in kind):
+        raise ValueError(f"{where}: saw type {kind!r}, expected object, which arguments are")
+    return {**parameters, "type": "object"}
 
 
 class Turn:

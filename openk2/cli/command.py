@@ -149,11 +149,18 @@ def make_engine(
 
 
 def _compile(engine: Any) -> None:
+    from openk2.ops.cpp import shared_object
+
+    said = ""
+    if engine.native is not None:
+        shared_object().get(wait=True)
+        said = shared_object().problem
     try:
         engine.compile_kernels()
     except Exception as error:  # whatever a toolchain can get wrong, prompts are read as before
-        said = f"warning: kernels were not compiled ({type(error).__name__}: {error!s:.200})"
-        print(said, file=sys.stderr, flush=True)
+        said = said or f"kernels were not compiled ({type(error).__name__}: {error!s:.200})"
+    if said:
+        print(f"warning: {said}", file=sys.stderr, flush=True)
 
 
 def _engine_settings(arguments: argparse.Namespace, **changes: Any) -> Any:

@@ -81,8 +81,7 @@ def create_app(
             CORSMiddleware, allow_origins=settings.allow_origins, allow_methods=["GET", "POST"], allow_headers=["*"]
         )
     app.add_middleware(Page)
-    routes = [*FILES, *(route.path for route in app.routes if hasattr(route, "path"))]
-    app.add_middleware(Counted, metrics=service.metrics, routes=routes)
+    app.add_middleware(Counted, metrics=service.metrics, files=FILES)
     return app
 
 

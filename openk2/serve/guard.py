@@ -115,8 +115,8 @@ def _replaying(body: bytes, receive: Receive) -> Receive:
 class Counted:
     """ASGI middleware that counts answers by route and status; routes that do not exist count as one."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, routes: Collection[str]) -> None:
-        self._app, self._metrics, self._routes = app, metrics, routes
+    def __init__(self, app: ASGIApp, metrics: Metrics, files: Collection[str]) -> None:
+        self._app, self._metrics, self._files = app, metrics, files
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -133,5 +133,6 @@ class Counted:
         try:
             await self._app(scope, receive, watched)
         finally:
-            route = scope["path"] if scope["path"] in self._routes else "other"
-            self._metrics.requests.labels(route, str(status)).inc()
+            path = scope["path"]
+            found = getattr(scope.get("route"), "path", path if path in self._files else "other")
+            self._metrics.requests.labels(found, str(status)).inc()

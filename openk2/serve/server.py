@@ -39,8 +39,7 @@ def serve(
 ) -> None:
     """Serve until a signal comes. `say` is told what the operator should know; by default on stderr.
 
-    Raises `ValueError` for a key that is missing or a model and codec that do not fit, `OSError` for an address that
-    cannot be had.
+    Raises `ValueError` for a key that is missing, a model and codec that do not fit, or an address that cannot be had.
     """
     key = _api_key(settings)
     app = create_app(engine, codec, settings, api_key=key, say=say)
@@ -55,7 +54,14 @@ def serve(
 def listen(settings: ServeSettings) -> Iterator[socket.socket]:
     """The socket that the settings name."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    with socket.create_server((settings.host, settings.port), family=family, backlog=2048) as listener:
+    try:
+        listener = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+    except OSError as error:
+        where = f"{settings.host}:{settings.port} cannot be listened on ({error.strerror})"
+        raise ValueError(
+            f"serve: saw that {where}, expected a free address of this machine; choose another with --port or --host"
+        ) from None
+    with listener:
         yield listener
 
 

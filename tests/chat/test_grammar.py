@@ -141,6 +141,16 @@ def test_none_and_named_choices(lexicon, codec):
         TurnGrammar(lexicon, choice="required")
 
 
+@pytest.mark.parametrize("kind", ["array", ["string", "null"], None, 3])
+def test_arguments_are_an_object_or_refused(lexicon, kind):
+    def declared(kind):
+        return [{"type": "function", "function": {"name": "f", "parameters": {"type": kind, "properties": {"a": {}}}}}]
+
+    with pytest.raises(ValueError, match=r"tools: f: parameters: saw type .*, expected object"):
+        TurnGrammar(lexicon, declared(kind))
+    TurnGrammar(lexicon, declared(["null", "object"]))
+
+
 def test_one_call_only_where_parallel_ones_are_switched_off(lexicon, codec):
     counts = {True: [], False: []}
     for parallel, found in counts.items():

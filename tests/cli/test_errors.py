@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from small_checkpoint import talk_line, write_lines
 
 import openk2
-from openk2.cli import checks, main
+from openk2.cli import checks, command, main
 from openk2.observe.lock import RunLock
+from openk2.ops import cpp
 
 COMMANDS = (
-    "speedrun", "pretrain", "synth", "sft", "rl", "evaluate", "chat", "params", "audit-optimizer", "verify-resume",
-    "show-sample",
+    "speedrun", "pretrain", "synth", "sft", "rl", "evaluate", "chat", "serve", "testrun", "params", "audit-optimizer",
+    "verify-resume", "show-sample", "compare-modes",
 )  # fmt: skip
 
 
@@ -34,8 +38,40 @@ def test_every_command_has_help_with_an_example(command: str, capsys: pytest.Cap
 def test_the_list_of_commands_is_whole(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
-    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("    ")]
-    assert tuple(word for word in listed if word in COMMANDS) == COMMANDS
+    lines = capsys.readouterr().out.splitlines()
+    assert tuple(line.split()[0] for line in lines if re.match("    [a-z]", line)) == COMMANDS
+
+
+def test_an_option_with_a_default_says_it(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["serve", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "0: any that is free (default: 8000)" in said and "(default: 127.0.0.1)" in said
+    for nothing in ("None", "False", "[]", "SUPPRESS", "(default: )"):
+        assert nothing not in said
+
+
+@pytest.mark.parametrize("kernels", [None, OSError("no room")])
+def test_an_operator_is_told_what_could_not_be_compiled(
+    kernels: OSError | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def compile_kernels() -> None:
+        if kernels is not None:
+            raise kernels
+
+    for problem in ("", "decode.cpp: saw no compiler"):
+        monkeypatch.setattr(cpp, "shared_object", lambda: SimpleNamespace(problem=problem, get=lambda wait: None))  # noqa: B023
+        command._compile(SimpleNamespace(native=object(), compile_kernels=compile_kernels))
+        told = problem or (kernels and "kernels were not compiled (OSError: no room)")
+        assert capsys.readouterr().err == (f"warning: {told}\n" if told else "")
+
+
+def test_a_port_in_use_is_named_with_a_way_out(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        port = holder.getsockname()[1]
+        assert main(["serve", "--synthetic", "tiny", "--port", str(port)]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"127.0.0.1:{port} cannot be listened on" in error and "choose another with --port" in error
 
 
 @pytest.mark.parametrize("command", ["speedrun", "pretrain", "synth", "sft", "rl", "audit-optimizer"])

@@ -246,7 +246,18 @@ def test_models_tokenize_and_metrics(server: Running, client: openai.OpenAI) -> 
     client.completions.create(model="openk2", prompt="x", max_tokens=7, seed=1)
     after = server.get("/metrics").text
     assert value(after, "openk2_generated_tokens_total") - value(before, "openk2_generated_tokens_total") == 7
-    assert value(after, 'openk2_requests_total{route="/v1/completions",status="200"}') >= 1
+    counted = [
+        ("/v1/completions", 200),
+        ("/v1/models/{name:path}", 200),
+        ("/v1/models/{name:path}", 404),
+        ("/metrics", 200),
+    ]
+    for route, status in counted:
+        assert value(after, f'openk2_requests_total{{route="{route}",status="{status}"}}') >= 1
+    assert server.get("/nowhere").status_code == 404 and server.get("/").status_code == 200
+    after = server.get("/metrics").text
+    assert value(after, 'openk2_requests_total{route="other",status="404"}') >= 1
+    assert value(after, 'openk2_requests_total{route="/",status="200"}') >= 1
     assert value(after, "openk2_inter_token_seconds_count") - value(before, "openk2_inter_token_seconds_count") == 6
     assert value(after, 'openk2_cache_blocks{state="kept"}') == 1
 
