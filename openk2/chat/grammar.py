@@ -19,12 +19,14 @@ import numpy as np
 
 from openk2.chat import vocabulary as vocab
 from openk2.chat.json_grammar import JsonGrammar, Lexicon
+from openk2.chat.json_refusals import num_objects
 from openk2.chat.parser import State
 from openk2.chat.template import CallId
 from openk2.protocols import ToolSpec
 
 __all__ = ["Lexicon", "Turn", "TurnGrammar"]
 
+_MOST_OBJECTS = 16_384  # of all schemas: what compiles them is waited for by others
 _AFTER_ARGUMENTS = 3  # end of call, end of section, end of turn
 
 
@@ -33,9 +35,10 @@ class _Tool:
     name: str
     arguments: JsonGrammar
 
-    def header(self, lexicon: Lexicon, index: int) -> list[int]:
-        """The tokens of its call's id."""
-        return lexicon.tokenizer.encode(str(CallId(self.name, index)))
+    def call(self, lexicon: Lexicon, index: int) -> tuple[int, _Tool, list[int]]:
+        """What its shortest call and the end of the turn take, itself, and the tokens of the call's id."""
+        ids = lexicon.tokenizer.encode(str(CallId(self.name, index)))
+        return 1 + len(ids) + 1 + len(self.arguments.shortest) + _AFTER_ARGUMENTS, self, ids
 
 
 class TurnGrammar:
@@ -63,6 +66,9 @@ class TurnGrammar:
             named, self.parallel = {choice: named[choice]}, False
         if choice == "required" and not named:
             raise ValueError("tool_choice: saw required without tools, expected at least one")
+        size = sum(num_objects(function.get("parameters") or {}) for function in named.values())
+        if size > _MOST_OBJECTS:
+            raise ValueError(f"tools: saw {size} objects in their schemas, expected at most {_MOST_OBJECTS} in all")
         self.must_call = choice not in ("auto", "none")
         self.tools = (
             ()
@@ -74,6 +80,14 @@ class TurnGrammar:
             )
         )
         self.response = None if response is None else lexicon.compiled(response, "response_format")
+        self._calls: dict[int, list[tuple[int, _Tool, list[int]]]] = {}
+
+    def calls(self, number: int) -> list[tuple[int, _Tool, list[int]]]:
+        """Of the turn's call `number`, for each tool: see `_Tool.call`; the shortest first."""
+        if number not in self._calls:
+            made = [tool.call(self.lexicon, self.first_call_index + number) for tool in self.tools]
+            self._calls[number] = sorted(made, key=lambda call: call[0])
+        return self._calls[number]
 
     def start(self, budget: int) -> Turn:
         """A turn of at most `budget` tokens, the end of turn included."""
@@ -109,7 +123,7 @@ class Turn:
         self._ending: list[int] = list(response.shortest) if response else []
         self._begun = False
         self.hopeless = budget < 1 or (
-            not self._fitting(budget - 1) if grammar.must_call else len(self._ending) + bool(self._value) > budget
+            not self._fits(budget - 1) if grammar.must_call else len(self._ending) + bool(self._value) > budget
         )
 
     @property
@@ -131,11 +145,11 @@ class Turn:
         state = self._state
         if state is State.CONTENT:
             answering = self._begun and self._value is not None
-            begin = [self._begin] if not answering and self._fitting(self.remaining - 1) else []
+            begin = [self._begin] if not answering and self._fits(self.remaining - 1) else []
             return begin + ([self._stops[0]] if self._value is not None and self._value.complete else [])
         if state is State.SECTION:
             more = self._num_calls == 0 or self._grammar.parallel
-            return [self._call] * bool(more and self._fitting(self.remaining)) + [self._end] * (self._num_calls > 0)
+            return [self._call] * bool(more and self._fits(self.remaining)) + [self._end] * (self._num_calls > 0)
         if state is State.HEADER:
             return sorted({ids[0] if ids else self._argument for _, ids in self._candidates})
         if state is State.ARGUMENTS:
@@ -145,13 +159,12 @@ class Turn:
 
     def _fitting(self, budget: int) -> list[tuple[_Tool, list[int]]]:
         """The tools of which the shortest call and the end of the turn fit, each with its id's tokens."""
-        index = self._grammar.first_call_index + self._num_calls
-        headers = ((tool, tool.header(self._lexicon, index)) for tool in self._grammar.tools)
-        return [
-            (tool, ids)
-            for tool, ids in headers
-            if 1 + len(ids) + 1 + len(tool.arguments.shortest) + _AFTER_ARGUMENTS <= budget
-        ]
+        return [(tool, ids) for least, tool, ids in self._grammar.calls(self._num_calls) if least <= budget]
+
+    def _fits(self, budget: int) -> bool:
+        """Whether any tool does: asked before each token of a text."""
+        calls = self._grammar.calls(self._num_calls)
+        return bool(calls) and calls[0][0] <= budget
 
     def accept(self, token: int) -> int:
         """Take a token that `mask` allows, or the ending's next where it leaves too little; returns what stands."""
@@ -170,7 +183,7 @@ class Turn:
         ahead = self._value.copy()
         ahead.advance(token)
         follows = bool(self._ending) and self._ending[0] == token
-        ending = self._ending[1:] if follows else ahead.ending(self._ending)
+        ending = self._ending[1:] if follows else ahead.ending(self._ending, token)
         if ending is not None and len(ending) + after > self.remaining - 1 and not follows:
             ending = ahead.ending()  # perhaps a shorter one
         if ending is not None and len(ending) + after <= self.remaining - 1:

@@ -145,7 +145,9 @@ class JsonGrammar:
         self.short_values = [encode(text) for text in short_values(schema)]
         ending = self.start().ending()
         if ending is None:
-            raise ValueError(f"{where}: saw a schema without a value of at most {_LONGEST_ENDING} bytes")
+            raise ValueError(
+                f"{where}: saw a schema without a value of at most {_LONGEST_ENDING} bytes, or one too large to be kept"
+            )
         self.shortest = ending
 
     def start(self) -> JsonState:
@@ -187,10 +189,14 @@ class JsonState:
     def mask(self) -> np.ndarray:
         """Bool [V]: the tokens that may come next, none of them a control token."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        self._check()
         return np.unpackbits(bits, bitorder="little")[: len(self._lexicon.text)].astype(bool) & self._lexicon.text
 
     def advance(self, token: int) -> None:
+        """Take a token that the mask allows. `ValueError` where the matcher meets one of its limits, and is of no use
+        any more."""
         consumed = self._matcher.consume_token(token)
+        self._check()
         assert consumed, "a token that the mask did not allow"
         for byte in self._lexicon.tokens[token]:
             if self._escaped:
@@ -200,16 +206,32 @@ class JsonState:
             elif byte == ord('"'):
                 self._in_string = not self._in_string
 
-    def ending(self, earlier: Sequence[int] = ()) -> list[int] | None:
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise ValueError(f"the schema is too large to be kept: {' '.join(self._matcher.get_error().split()):.200}")
+
+    def ending(self, earlier: Sequence[int] = (), taken: int | None = None) -> list[int] | None:
         """A short way to complete the value, as tokens; None where none of at most `_LONGEST_ENDING` bytes is found.
 
-        With `earlier`, an ending from elsewhere in the value, the shortest tail of it that completes this one too is
-        found at a fraction of the cost; where no tail does, the search is as without.
+        With `earlier`, the ending before the token `taken`, the shortest tail of it that completes this one too is
+        found at a fraction of the cost, or what is left of it behind as many bytes as were taken; where neither
+        does, the search is as without.
         """
         for length in [*range(min(len(earlier), _LONGEST_REUSED) + 1), len(earlier)]:
             tail = list(earlier[len(earlier) - length :])
             if (length or self.complete) and self._ends_with(tail):
                 return tail
+        if taken is not None and len(earlier) > _LONGEST_REUSED:
+            text = b"".join(self._lexicon.tokens[token] for token in earlier)[len(self._lexicon.tokens[taken]) :]
+            rest = self._lexicon.tokenizer.encode(text.decode("utf-8", "replace"))
+            if self._ends_with(rest):
+                return rest
+        try:
+            return self._searched()
+        except ValueError:  # one of the matcher's limits
+            return None
+
+    def _searched(self) -> list[int] | None:
         walk, found, size, used = self.copy(), list[int](), 0, Counter[str]()
         while not walk.complete:
             step = walk._step(used)

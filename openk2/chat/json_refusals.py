@@ -14,6 +14,7 @@ from openk2.chat.json_examples import subschemas
 _OF_NAMES = ("properties", "patternProperties", "$defs", "definitions")  # hold schemas by names, not by keywords
 _OF_VALUES = ("enum", "const", "default", "examples")  # hold values, which only look like schemas
 _MOST_POINTERS = 128  # places that a schema refers to
+_MOST_OBJECTS = 4096  # in a schema, itself and all within
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 _NEAR = 1e-6  # from an exclusive bound: what lies between is that bound for whoever reads doubles
 
@@ -33,6 +34,11 @@ def without_notes(schema: Any, knows_format: Callable[[str], bool]) -> Any:
         elif key != "format" or not isinstance(value, str) or knows_format(value):
             kept[key] = without_notes(value, knows_format)
     return kept
+
+
+def num_objects(schema: Mapping[str, Any]) -> int:
+    """In a schema, itself and all within."""
+    return sum(1 for _ in subschemas(schema))
 
 
 def why_not(schema: Mapping[str, Any], lets_in: Callable[[float, Mapping[str, Any]], bool]) -> str:
@@ -58,6 +64,9 @@ def _is_number(value: Any) -> bool:
 
 def _endless(schema: Mapping[str, Any]) -> str:
     """What would take long to compile, while others wait."""
+    size = num_objects(schema)
+    if size > _MOST_OBJECTS:
+        return f"{size} objects, expected at most {_MOST_OBJECTS}"
     pointers = {str(inner["$ref"]) for inner in subschemas(schema) if "$ref" in inner}
     many = len(pointers) > _MOST_POINTERS
     return f"$ref to {len(pointers)} places, expected at most {_MOST_POINTERS}" if many else ""

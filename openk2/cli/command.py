@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -108,8 +107,10 @@ def load_chat(folder: Path, *, trained: bool) -> Any:
 
 def variant_of(folder: Path, codec: Any) -> str:
     """An instruct variant ends its turns with <|im_end|>."""
+    from openk2.checkpoint.hf_config import read_json
+
     path = folder / "generation_config.json"
-    ends = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
+    ends = read_json(path).get("eos_token_id") if path.is_file() else None
     return "instruct" if codec.tokenizer.im_end_id in (ends if isinstance(ends, list) else [ends]) else "base"
 
 

@@ -249,7 +249,7 @@ class Engine:
         for row, (sequence, token) in enumerate(zip(ready, tokens, strict=True)):
             sequence.tokens.append(token)
             sequence.log_probs.append(log_probs[row])
-            sequence.experts.append(chosen[row])
+            sequence.experts.append(chosen[row].copy())  # a view would keep what others chose
             wanted = sequence.request.params.top_log_probs
             if wanted:
                 best = drawn.log_probs[row].topk(min(wanted, drawn.log_probs.shape[1]))

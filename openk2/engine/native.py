@@ -92,7 +92,7 @@ class NativeDecoder:
         return cls(model, store)
 
     def can(self, pieces: abc.Sequence[Piece]) -> bool:
-        few = len(pieces) <= MAX_ROWS and all(piece.last - piece.first == 1 for piece in pieces)
+        few = len(pieces) <= MAX_ROWS and all(piece.last - piece.first == 1 and piece.predicts for piece in pieces)
         return few and self._shared_object.get() is not None
 
     def decode(self, pieces: abc.Sequence[Piece]) -> tuple[Tensor, Tensor]:

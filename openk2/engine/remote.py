@@ -77,8 +77,8 @@ class RemoteGenerate:
             try:
                 with self._client.stream("POST", "completions", json=body) as response:
                     self._check(response)
-                    for line in response.iter_lines():
-                        if line.startswith("data: {"):
+                    for line in _lines(response):
+                        if line.startswith(b"data: {"):
                             chunk = json.loads(line[6:])
                             if "error" in chunk:
                                 raise ValueError(f"{self.url}: {chunk['error'].get('message', chunk['error'])}")
@@ -86,6 +86,8 @@ class RemoteGenerate:
                                 yield first + choice["index"], choice
             except httpx.HTTPError as error:
                 raise ValueError(f"{self.url}: the connection broke ({type(error).__name__}); ask again") from None
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{self.url}: saw an event that is not JSON ({error}), expected JSON") from None
 
     def _body(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> dict[str, Any]:
         body: dict[str, Any] = {
@@ -118,6 +120,14 @@ class RemoteGenerate:
         if response.status_code != 200:
             said = response.read().decode("utf-8", "replace")[:_MAX_ERROR_CHARACTERS]
             raise ValueError(f"{self.url}: saw status {response.status_code}: {said}")
+
+
+def _lines(response: httpx.Response) -> Iterator[bytes]:
+    """A body's lines. They end by a line feed alone: texts hold other ends of lines, at which httpx would cut."""
+    rest = b""
+    for part in response.iter_bytes():
+        *lines, rest = (rest + part).split(b"\n")
+        yield from lines
 
 
 class RemoteSampler(RemoteGenerate):

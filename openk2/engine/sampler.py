@@ -58,6 +58,9 @@ def sample(logits: Tensor, sequences: abc.Sequence[Sequence]) -> Draw:
     """The next token of each sequence from its logits [B, V]."""
     normaliser, _ = normalise_logits_(logits.clone())
     logits = logits.float()
+    for row in (~normaliser.isfinite()).nonzero().flatten().tolist():
+        sequences[row].fail(FloatingPointError("engine: saw logits that are no numbers; the weights have diverged"))
+        logits[row], normaliser[row] = 0.0, 0.0
     log_probs = logits - normaliser[:, None]
     logits = _adjusted(logits, sequences)
     tokens = logits.argmax(-1)
@@ -94,7 +97,7 @@ def _penalise(logits: Tensor, sequence: Sequence) -> None:
     """In place, logits [V]."""
     params = sequence.request.params
     if params.repetition_penalty != 1:
-        seen = torch.tensor(sorted({*sequence.request.prompt, *sequence.ids}))
+        seen = torch.from_numpy(np.union1d(sequence.prompt_ids, np.array(sequence.ids, dtype=np.int64)))
         found = logits[seen]
         logits[seen] = torch.where(found > 0, found / params.repetition_penalty, found * params.repetition_penalty)
     counts = Counter(sequence.ids)

@@ -110,6 +110,18 @@ class Scheduler:
             block = self.pool.take()
         return block
 
+    def _new(self, wanted: int) -> list[int] | None:
+        """So many blocks, or None."""
+        taken: list[int] = []
+        while len(taken) < wanted:
+            block = self._block()
+            if block is None:
+                for taken_before in taken:
+                    self.pool.release(taken_before)
+                return None
+            taken.append(block)
+        return taken
+
     def _preempt(self, sequence: Sequence) -> None:
         self.release(sequence)
         sequence.status = Status.WAITING
@@ -129,22 +141,23 @@ class Scheduler:
             for block in (*blocks, *(() if partial is None else (partial,))):
                 self.pool.retain(block)
             last = min(known + left, len(sequence.tokens))
-            wanted = -(-last // BLOCK) - len(blocks)
-            taken = [block for block in (self._block() for _ in range(wanted)) if block is not None]
-            if len(taken) == wanted:
-                if partial is not None:
-                    copies.append(Copy(partial, taken[0], known - len(blocks) * BLOCK))
-                self._start(sequence, [*blocks, *taken], known)
-                pieces.append(Piece(sequence, known, last))
-                left -= last - known
-            else:
-                for block in (*blocks, *taken):
-                    self.pool.release(block)
+            taken = self._new(-(-last // BLOCK) - len(blocks))
             if partial is not None:
+                if taken is not None:
+                    copies.append(Copy(partial, taken[0], known - len(blocks) * BLOCK))
                 self.pool.release(partial)
-            if len(taken) < wanted:
+                if taken is None:  # perhaps for want of this very block: what it holds can be read again
+                    known = len(blocks) * BLOCK
+                    last = min(known + left, len(sequence.tokens))
+                    taken = self._new(-(-last // BLOCK) - len(blocks))
+            if taken is None:
+                for block in blocks:
+                    self.pool.release(block)
                 self.waiting.appendleft(sequence)
                 break
+            self._start(sequence, [*blocks, *taken], known)
+            pieces.append(Piece(sequence, known, last))
+            left -= last - known
         self.waiting.extendleft(reversed(later))
         return copies
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
@@ -61,6 +62,11 @@ class Sequence:
     num_preempted: int = 0
     error: Exception | None = None
 
+    @cached_property
+    def prompt_ids(self) -> np.ndarray:
+        """The prompt's ids, each once."""
+        return np.unique(np.array(self.request.prompt, dtype=np.int64))
+
     @property
     def ids(self) -> list[int]:
         """What has been sampled."""
@@ -76,8 +82,12 @@ class Sequence:
         return len(self.tokens) - self.num_computed
 
     def allowed(self) -> np.ndarray | None:
-        """Bool [V]: the tokens that its grammar lets come next; None: all."""
-        return None if self.constraint is None else self._ask(self.constraint.mask, None)
+        """Bool [V]: the tokens that its grammar lets come next, at least one; None: all."""
+        mask = None if self.constraint is None else self._ask(self.constraint.mask, None)
+        if mask is not None and not mask.any():
+            self.fail(RuntimeError("engine: saw a grammar that allows no token, expected one or an end"))
+            return None
+        return mask
 
     def standing(self, token: int) -> int:
         """The token that its grammar puts in the place of the one that was drawn."""
@@ -94,12 +104,16 @@ class Sequence:
         on_token = self.request.on_token
         return on_token is not None and self._ask(lambda: bool(on_token(self)), False)
 
+    def fail(self, error: Exception) -> None:
+        """End by `error` with the token that is being taken; the first one stays."""
+        self.error = self.error or error
+
     def _ask(self, question: Callable[[], Reply], otherwise: Reply) -> Reply:
         if self.error is None:
             try:
                 return question()
             except Exception as error:
-                self.error = error
+                self.fail(error)
         return otherwise
 
     def completion(self) -> Completion:

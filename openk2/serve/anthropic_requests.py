@@ -24,6 +24,7 @@ from openk2.serve.schema import (
     Content,
     Count,
     Ignored,
+    Many,
     Probability,
     StopString,
     TextPart,
@@ -86,7 +87,7 @@ AssistantBlock = Annotated[TextPart | ToolUse | Thinking, Field(discriminator="t
 
 class UserMessage(Wire):
     role: Literal["user"]
-    content: str | list[UserBlock]
+    content: str | Many[UserBlock]
 
     def messages(self) -> Iterator[Message]:
         """Results and texts as turns of their own, in the order in which they stand."""
@@ -107,7 +108,7 @@ class UserMessage(Wire):
 
 class AssistantMessage(Wire):
     role: Literal["assistant"]
-    content: str | list[AssistantBlock]
+    content: str | Many[AssistantBlock]
 
     def messages(self) -> Iterator[Message]:
         blocks = [TextPart(type="text", text=self.content)] if isinstance(self.content, str) else self.content
@@ -161,10 +162,10 @@ class CountRequest(Wire):
 
     model: str | None = None
     messages: Annotated[
-        list[Annotated[UserMessage | AssistantMessage, Field(discriminator="role")]], Field(min_length=1)
+        Many[Annotated[UserMessage | AssistantMessage, Field(discriminator="role")]], Field(min_length=1)
     ]
     system: Content | None = None
-    tools: list[Tool] = Field(default_factory=list, max_length=MAX_TOOLS)
+    tools: Many[Tool] = Field(default_factory=list, max_length=MAX_TOOLS)
     tool_choice: Annotated[ToolChoice | NamedTool, Field(discriminator="type")] = ToolChoice(type="auto")
     thinking: NoThinking | None = None
     cache_control: Ignored = None
@@ -205,6 +206,10 @@ class MessagesRequest(CountRequest):
     @property
     def most(self) -> int:
         return self.max_tokens
+
+    @property
+    def constrained(self) -> bool:
+        return bool(self.tools)
 
     @property
     def stops(self) -> tuple[str, ...]:

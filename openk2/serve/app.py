@@ -215,4 +215,6 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def broken(request: Request, _: Exception) -> Response:
-        return ApiError(500, "the server made a mistake; its log has the details").response(request.scope["path"])
+        # What is raised further ends the connection, and a client has to know.
+        mistake = ApiError(500, "the server made a mistake; its log has the details", headers={"connection": "close"})
+        return mistake.response(request.scope["path"])

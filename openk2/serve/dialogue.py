@@ -37,11 +37,6 @@ class Dialogue:
         except (ValueError, RecursionError) as error:
             raise _refusal(error, "messages") from None
 
-    @property
-    def constrained(self) -> bool:
-        """Whether its grammar is made of schemas."""
-        return bool(self.tools) or self.response is not None
-
     def grammar(self, lexicon: Lexicon) -> TurnGrammar:
         num_calls = sum(len(message.get("tool_calls", ())) for message in self.messages)
         try:

@@ -60,6 +60,15 @@ class ApiError(Exception):
         return JsonResponse(body, self.status, headers=self.headers)
 
 
+def late(seconds: float) -> ApiError:
+    return ApiError(
+        504,
+        f"the answer took longer than {seconds:g} seconds; ask for less",
+        code="timeout",
+        headers={"x-should-retry": "false"},  # official clients ask again otherwise
+    )
+
+
 def clip(text: str, limit: int = SEEN_CHARS) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
@@ -78,10 +87,10 @@ def shown(value: Any) -> str:
 
 def validation_error(errors: Sequence[Mapping[str, Any]], body: Any) -> ApiError:
     """The most telling of pydantic's complaints: of the branches of a union, the one that got furthest."""
-    error = max(errors, key=lambda error: (len(_places(error["loc"], body)), _telling(error["type"])))
+    error = max(errors, key=lambda error: (len(_places(error, body)), _telling(error["type"])))
     if error["type"] == "json_invalid":
         return ApiError(400, f"body: saw text that is not JSON ({error['ctx']['error']}), expected a JSON object")
-    path, seen = _path(_places(error["loc"], body)), shown(error["input"])
+    path, seen = _path(_places(error, body)), shown(error["input"])
     if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
         field = error["ctx"]["discriminator"].strip("'")
         path, seen = f"{path}.{field}", shown(error["ctx"].get("tag"))
@@ -101,12 +110,12 @@ def _telling(kind: str) -> int:
     return {"missing": 1, "extra_forbidden": 1, "literal_error": 3}.get(kind, 2)
 
 
-def _places(location: Sequence[str | int], body: Any) -> list[str | int]:
+def _places(error: Mapping[str, Any], body: Any) -> list[str | int]:
     """The part of pydantic's location that is in the body, which leaves out its names for branches of a union."""
     found: list[str | int] = []
-    at = body
+    at, location = body, error["loc"]
     for number, place in enumerate(location[1:], 2):
-        missing = isinstance(at, dict) and number == len(location)
+        missing = error["type"] == "missing" and number == len(location)
         if isinstance(at, dict) and isinstance(place, str) and (place in at or missing):
             at = at.get(place)
         elif isinstance(at, list) and isinstance(place, int) and place < len(at):

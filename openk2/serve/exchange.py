@@ -15,27 +15,30 @@ from functools import partial
 from starlette.types import Receive
 
 from openk2.serve.answers import Piece
-from openk2.serve.errors import ApiError
+from openk2.serve.errors import ApiError, late
 from openk2.serve.worker import Admitted, Ended, Event, Job, Worker
 
 
 class Exchange:
     """Made on the event loop; `close` may be called at any time and again."""
 
-    def __init__(self, worker: Worker, receive: Receive, timeout: float, closed: Callable[[Exchange], None]) -> None:
+    def __init__(
+        self,
+        worker: Worker,
+        receive: Receive,
+        timeout: float,
+        closed: Callable[[Exchange], None],
+        *,
+        spent: float = 0.0,
+    ) -> None:
+        """`spent` seconds of `timeout` are over already."""
         self._worker, self._closed = worker, closed
         loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._early: deque[tuple[int, Piece | Ended]] = deque()
         self._jobs: Sequence[Job] = ()
         self._broken: ApiError | None = None
-        late = ApiError(
-            504,
-            f"the answer took longer than {timeout:g} seconds; ask for less",
-            code="timeout",
-            headers={"x-should-retry": "false"},  # official clients ask again otherwise
-        )
-        self._timer = loop.call_later(timeout, self.break_off, late)
+        self._timer = loop.call_later(max(0.0, timeout - spent), self.break_off, late(timeout))
         self._watch = loop.create_task(self._hang_up(receive))
 
     def submit(self, jobs: Sequence[Job]) -> None:

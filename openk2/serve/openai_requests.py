@@ -20,6 +20,7 @@ from openk2.serve.schema import (
     Content,
     Count,
     Ignored,
+    Many,
     Probability,
     StopString,
     ToolName,
@@ -50,7 +51,7 @@ class UserMessage(Wire):
 class ToolMessage(Wire):
     role: Literal["tool"]
     content: Content
-    tool_call_id: str
+    tool_call_id: str = ""  # some clients know none
     name: str | None = None
 
 
@@ -60,7 +61,7 @@ class CalledFunction(Wire):
 
 
 class ToolCall(Wire):
-    id: str
+    id: str = ""
     type: Literal["function"] = "function"
     function: CalledFunction
     index: Ignored = None
@@ -72,7 +73,7 @@ class AssistantMessage(Wire):
     role: Literal["assistant"]
     content: Content | None = None
     name: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Many[ToolCall] | None = None
     reasoning_content: Ignored = None
     reasoning: Ignored = None
     annotations: Ignored = None
@@ -187,15 +188,15 @@ class Sampling(Wire):
 
 
 class ChatRequest(Sampling):
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    tools: list[Tool] = Field(default_factory=list, max_length=MAX_TOOLS)
+    messages: Annotated[Many[ChatMessage], Field(min_length=1)]
+    tools: Many[Tool] = Field(default_factory=list, max_length=MAX_TOOLS)
     tool_choice: Literal["auto", "none", "required"] | NamedTool = "auto"
     parallel_tool_calls: bool = True
     response_format: ResponseFormat = TextFormat(type="text")
     max_completion_tokens: Count | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] = 0
-    modalities: list[Literal["text"]] | None = None
+    modalities: Many[Literal["text"]] | None = None
 
     @property
     def most(self) -> int | None:
@@ -206,6 +207,10 @@ class ChatRequest(Sampling):
         if self.top_logprobs and not self.logprobs:
             raise ApiError(400, "top_logprobs: saw it without logprobs, expected logprobs true", param="top_logprobs")
         return self.top_logprobs
+
+    @property
+    def constrained(self) -> bool:
+        return bool(self.tools) or not isinstance(self.response_format, TextFormat)
 
     def dialogue(self) -> Dialogue:
         choice = self.tool_choice if isinstance(self.tool_choice, str) else self.tool_choice.function.name
@@ -236,7 +241,7 @@ def _message(message: ChatMessage) -> Message:
     return found
 
 
-TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+TokenIds = Annotated[Many[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 
 
 class CompletionRequest(Sampling):
@@ -246,9 +251,9 @@ class CompletionRequest(Sampling):
 
     prompt: (
         str
-        | Annotated[list[str], Field(min_length=1, max_length=MAX_CONTINUATIONS)]
+        | Annotated[Many[str], Field(min_length=1, max_length=MAX_CONTINUATIONS)]
         | TokenIds
-        | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_CONTINUATIONS)]
+        | Annotated[Many[TokenIds], Field(min_length=1, max_length=MAX_CONTINUATIONS)]
     )
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: Literal[False] = False
@@ -285,8 +290,8 @@ class TokenizeRequest(Wire):
 
     model: str | None = None
     text: str | None = None
-    messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
-    tools: list[Tool] = Field(default_factory=list, max_length=MAX_TOOLS)
+    messages: Annotated[Many[ChatMessage], Field(min_length=1)] | None = None
+    tools: Many[Tool] = Field(default_factory=list, max_length=MAX_TOOLS)
 
     def dialogue(self) -> Dialogue:
         messages = [_message(message) for message in self.messages or ()]

@@ -7,7 +7,7 @@ not converted. Fields declared as `Ignored` are accepted and have no effect.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -24,6 +24,10 @@ TopP = Annotated[float, Field(gt=0, le=1)]
 TopK = Annotated[int, Field(ge=0, le=2**31 - 1)]  # 0: off
 
 
+Item = TypeVar("Item")
+Many = Annotated[list[Item], Field(fail_fast=True)]  # the first wrong one is told, and no other is looked for
+
+
 class Wire(BaseModel):
     """A JSON object of a request."""
 
@@ -32,7 +36,15 @@ class Wire(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _null_is_absent(cls, value: Any) -> Any:
-        return {key: item for key, item in value.items() if item is not None} if isinstance(value, dict) else value
+        """Of the fields that are not declared one is enough to refuse: an error for each of many takes gigabytes."""
+        if not isinstance(value, dict):
+            return value
+        given = {key: item for key, item in value.items() if item is not None}
+        declared = {field.alias or name for name, field in cls.model_fields.items()}
+        unknown = [key for key in given if key not in declared]
+        for key in unknown[1:]:
+            del given[key]
+        return given
 
 
 class TextPart(Wire):
@@ -42,7 +54,7 @@ class TextPart(Wire):
     citations: Ignored = None
 
 
-Content = str | list[TextPart]
+Content = str | Many[TextPart]
 
 
 def content_text(content: Content | None) -> str:

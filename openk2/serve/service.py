@@ -7,15 +7,17 @@ loop (`jobs` methods are for threads).
 
 from __future__ import annotations
 
+import asyncio
 import threading
+import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from anyio import CapacityLimiter, to_thread
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive
 
 from openk2.chat.codec import Codec
@@ -26,7 +28,7 @@ from openk2.protocols import SamplingParams
 from openk2.serve.answers import ChatAnswer, TextAnswer
 from openk2.serve.anthropic_requests import CountRequest
 from openk2.serve.dialogue import Dialogue
-from openk2.serve.errors import ApiError, shown
+from openk2.serve.errors import ApiError, late, shown
 from openk2.serve.exchange import Exchange
 from openk2.serve.metrics import Metrics
 from openk2.serve.openai_requests import CompletionRequest, TokenizeRequest, WeightsRequest
@@ -50,6 +52,11 @@ class TurnRequest(Protocol):
 
     @property
     def n(self) -> int: ...
+
+    @property
+    def constrained(self) -> bool:
+        """Whether the turn's grammar is made of schemas."""
+        ...
 
     def dialogue(self) -> Dialogue: ...
 
@@ -75,6 +82,7 @@ class Service:
         self.stopping = False
         self._lexicon = Lexicon(codec.tokenizer)
         self._compiling = threading.Lock()  # a lexicon has none of its own
+        self._few = CapacityLimiter(4)  # threads for requests with schemas
         self._running: dict[Exchange, str] = {}  # and what each is, for the report of a stop
 
     @property
@@ -92,7 +100,10 @@ class Service:
             most=self._room(prompt, request.most, "messages"),
             temperature=self.settings.temperature,
         )
-        with self._compiling if dialogue.constrained else nullcontext():
+        if request.constrained:
+            with self._compiling:
+                grammar = dialogue.grammar(self._lexicon)
+        else:
             grammar = dialogue.grammar(self._lexicon)
         return [
             Job(prompt, params, ChatAnswer(self.codec, request.stops), stream=index, grammar=grammar)
@@ -154,18 +165,31 @@ class Service:
         self, make_jobs: Callable[[RequestT], list[Job]], request: RequestT, receive: Receive, what: str
     ) -> tuple[Exchange, list[Job]]:
         """Start the jobs that `make_jobs`, on a thread, makes of `request`; whoever gets the exchange closes it."""
+        began = time.monotonic()
         with ExitStack() as undo:
             with self.worker.coming():
-                jobs = await run_in_threadpool(make_jobs, request)
+                jobs = await self._made(make_jobs, request)
                 if self.stopping:
                     raise ApiError(503, "the server is stopping; ask another one")
-                exchange = Exchange(self.worker, receive, self.settings.request_timeout, self._closed)
+                spent = time.monotonic() - began
+                exchange = Exchange(self.worker, receive, self.settings.request_timeout, self._closed, spent=spent)
                 undo.callback(exchange.close)
                 self._running[exchange] = what
                 exchange.submit(jobs)
             await exchange.admitted()
             undo.pop_all()
         return exchange, jobs
+
+    async def _made(self, make_jobs: Callable[[RequestT], list[Job]], request: RequestT) -> list[Job]:
+        """Schemas are compiled one after the other: few threads at most wait for that, the others serve what has none.
+        A thread cannot be stopped; that of a request which took too long ends by itself, and what it made is dropped.
+        """
+        few = self._few if getattr(request, "constrained", False) else None
+        try:
+            async with asyncio.timeout(self.settings.request_timeout):
+                return await to_thread.run_sync(make_jobs, request, abandon_on_cancel=True, limiter=few)
+        except TimeoutError:
+            raise late(self.settings.request_timeout) from None
 
     def cut(self) -> None:
         """End what still runs, and say what that was."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import jsonschema
@@ -12,6 +13,7 @@ import real_schemas
 
 from openk2.chat import Codec, Tokenizer
 from openk2.chat.grammar import JsonGrammar, Lexicon, Turn, TurnGrammar
+from openk2.chat.json_grammar import JsonState
 from openk2.chat.vocabulary import SECTION_BEGIN
 
 WEATHER = {
@@ -151,6 +153,42 @@ def test_arguments_are_an_object_or_refused(lexicon, kind):
     TurnGrammar(lexicon, declared(["null", "object"]))
 
 
+def test_schemas_too_large_for_others_to_wait_for_are_refused(lexicon):
+    def with_properties(count):
+        return {"type": "object", "properties": {f"p{n}": {"type": "null"} for n in range(count)}}
+
+    with pytest.raises(ValueError, match="response_format: .* 4102 objects, expected at most 4096"):
+        TurnGrammar(lexicon, response=with_properties(4100))
+    many = [{"type": "function", "function": {"name": f"f{n}", "parameters": with_properties(34)}} for n in range(460)]
+    with pytest.raises(ValueError, match="tools: saw 16560 objects in their schemas, expected at most 16384 in all"):
+        TurnGrammar(lexicon, many)
+
+
+@pytest.mark.parametrize("pattern", ["^(a{1,100}){1,200}$", "^(a{1,1000}){1,1000}$"])
+def test_the_matchers_limits_are_told_and_end_no_process(lexicon, pattern):
+    """What llguidance finds too large only once it has begun fails plainly: no mask is ever empty."""
+    turn = TurnGrammar(lexicon, response={"type": "string", "pattern": pattern}).start(3000)
+    with pytest.raises(ValueError, match="the schema is too large to be kept"):
+        while not turn.done:
+            mask = turn.mask()
+            turn.accept(int(np.flatnonzero(mask & lexicon.text)[-1]))
+
+
+def test_many_optional_properties_are_refused_where_the_matcher_gives_up(lexicon):
+    schema = {"type": "object", "properties": {f"k{i}": {"type": "string"} for i in range(600)}}
+    with pytest.raises(ValueError, match="response_format: saw a schema .* too large to be kept"):
+        TurnGrammar(lexicon, response=schema | {"additionalProperties": False})
+
+
+def test_a_long_ending_is_carried_on_without_a_search(lexicon, monkeypatch):
+    """Each token of a string of a fixed length leaves what the planned one left, less as many bytes."""
+    grammar = TurnGrammar(lexicon, response={"type": "string", "pattern": "^[a-f]{900}$"})
+    turn = grammar.start(2000)
+    monkeypatch.setattr(JsonState, "_searched", lambda self: pytest.fail("searched"))
+    ids = drawn(turn, np.random.default_rng(0))
+    assert re.fullmatch('"[a-f]{900}"', lexicon.tokenizer.decode(ids[:-1]))
+
+
 def test_one_call_only_where_parallel_ones_are_switched_off(lexicon, codec):
     counts = {True: [], False: []}
     for parallel, found in counts.items():
@@ -235,7 +273,7 @@ def test_calls_of_tools_that_others_declared_are_valid(every, lexicon, codec, as
         except ValueError as error:
             refused.append(str(error))
             continue
-        least = 6 + len(grammar.tools[0].header(lexicon, 0)) + len(grammar.tools[0].arguments.shortest)
+        least = 1 + grammar.calls(0)[0][0]  # the section's begin, and the call
         ids = drawn(grammar.start(least + int(rng.integers(120))), rng)
         message = codec.decode_message(ids)
         assert "malformed" not in message

@@ -285,7 +285,7 @@ def test_calls_of_generated_tools_are_valid(count, lexicon, codec):
             refused[keyword] += 1
             continue
         assert not UNSUPPORTED.keys() & schema.keys()
-        least = 6 + len(grammar.tools[0].header(lexicon, 0)) + len(grammar.tools[0].arguments.shortest)
+        least = 1 + grammar.calls(0)[0][0]  # the section's begin, and the call
         budget = least + int(rng.integers(-5, 120))
         ids = turn(grammar, budget, rng)
         if budget < least:

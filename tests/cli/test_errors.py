@@ -211,6 +211,16 @@ def own_text(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("content", [b"[]", b"{", bytes(range(128, 140))])
+def test_a_broken_generation_config_is_named(
+    content: bytes, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "copy"))
+    (folder / "generation_config.json").write_bytes(content)
+    assert main(["serve", str(folder), "--port", "0"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {folder / 'generation_config.json'}: saw ")
+
+
 def test_a_folder_in_use_is_refused(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write_lines(tmp_path / "d.jsonl", talk_line())
     with RunLock(tmp_path / "run"):

@@ -124,6 +124,21 @@ def test_a_row_has_the_same_bits_in_any_company():
 
 
 @needs_compiler
+@pytest.mark.parametrize("limits", [{"beside_tokens": 1}, {"step_tokens": 2}])
+def test_a_token_of_a_prompt_after_which_more_are_to_be_read_predicts_nothing(limits):
+    """Rooms so small that a piece of a prompt is a single token."""
+    model, params = build(), SamplingParams(max_new_tokens=12)
+    engine = Engine(model, EngineSettings(**limits))
+    first = engine.submit(Request((1, 2, 3), params))
+    while first.num_sampled < 3:
+        engine.step()
+    second = engine.submit(Request(tuple(range(10, 30)), params))
+    while engine.has_work:
+        engine.step()
+    assert [first.num_sampled, second.num_sampled] == [12, 12]
+
+
+@needs_compiler
 def test_it_decodes_and_the_torch_path_reads_prompts(monkeypatch):
     engine = Engine(build())
     assert engine.native is not None

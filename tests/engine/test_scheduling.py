@@ -6,6 +6,7 @@ import random
 
 import numpy as np
 import pytest
+import torch
 from test_engine import assert_same, make_model, step_by_step
 
 from openk2.engine import Engine, EngineSettings, Request, Sequence, Status
@@ -194,7 +195,7 @@ class Faulty:
 
     def mask(self) -> np.ndarray:
         self._maybe("mask")
-        return np.ones(300, dtype=bool)
+        return np.full(300, self.where != "nothing" or self.taken < 3)
 
     def accept(self, token: int) -> int:
         self.taken += 1
@@ -211,7 +212,7 @@ class Faulty:
             raise LookupError(where)
 
 
-@pytest.mark.parametrize("where", ["mask", "accept", "done", "on_token"])
+@pytest.mark.parametrize("where", ["mask", "nothing", "accept", "done", "on_token"])
 def test_what_fails_for_one_sequence_ends_no_other(model, where):
     params = SamplingParams(max_new_tokens=12, temperature=1.0)
     expected = [step_by_step(model, [5, 6], params, 0), step_by_step(model, [7], params, 2)]
@@ -225,9 +226,46 @@ def test_what_fails_for_one_sequence_ends_no_other(model, where):
     others = [engine.submit(Request((5, 6), params, 0)), engine.submit(Request((7,), params, 2))]
     finish(engine, [faulty, *others])
     assert faulty.finish_reason == "error" and 3 <= faulty.num_sampled <= 4
-    assert isinstance(faulty.error, LookupError) and faulty.error.args == (where,)
+    assert isinstance(faulty.error, RuntimeError if where == "nothing" else LookupError)
+    assert where in ("nothing", *faulty.error.args)
     for sequence, wanted in zip(others, expected, strict=True):
         assert_same(sequence.completion(), wanted)
+
+
+@pytest.mark.parametrize(("before", "after"), [(70, 70), (70, 90), (100, 128)])
+def test_a_prompt_that_takes_the_whole_cache_gives_up_the_block_it_would_copy(before, after):
+    """Its beginning is known up to the middle of a block, which is wanted for its own end."""
+    model = make_model(max_position_embeddings=192)
+    engine = Engine(model, EngineSettings(cache_tokens=128))
+    ids, params = [i * 7 % 250 for i in range(after)], SamplingParams(max_new_tokens=1)
+    finish(engine, [engine.submit(Request(tuple(ids[:before]), params))])
+    late = [engine.submit(Request(tuple(ids[: after - 1]), params)), engine.submit(Request((1, 2, 3), params))]
+    for _ in range(20):
+        engine.step()
+        engine.check()
+    for sequence in late:
+        assert_same(sequence.completion(), step_by_step(model, list(sequence.request.prompt), params))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_weights_that_are_no_numbers_end_answers_and_not_the_engine(temperature):
+    good, bad = make_model(), make_model()
+    with torch.no_grad():
+        bad.norm.weight.fill_(float("nan"))
+    engine = Engine(bad)
+    params = SamplingParams(max_new_tokens=5, temperature=temperature)
+    broken = engine.submit(Request((1, 2), params))
+    finish(engine, [broken])
+    assert broken.finish_reason == "error" and isinstance(broken.error, FloatingPointError)
+    engine.sync(good)
+    assert len(engine([[1, 2]], params)[0].ids) == 5
+
+
+def test_a_token_keeps_its_own_experts_only(model):
+    engine = Engine(model)
+    [first, _] = [engine.submit(Request((5, at), SamplingParams(max_new_tokens=2))) for at in range(2)]
+    finish(engine, [first])
+    assert all(chosen.base is None for chosen in first.experts)
 
 
 def test_who_calls_for_many_is_told_what_one_raised(model):

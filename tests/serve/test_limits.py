@@ -19,6 +19,7 @@ from scripted_engine import CALCULATOR, ScriptedEngine
 
 from openk2.chat.grammar import Turn, TurnGrammar
 from openk2.engine.engine import Engine, EngineSettings
+from openk2.serve import app as app_module
 from openk2.serve import wire, worker
 from openk2.serve.answers import ChatAnswer
 
@@ -231,6 +232,57 @@ def client_of_its_own(server: Running, body: dict[str, Any]) -> Callable[[], dic
         return found
 
     return error
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"messages": [%s]}' % b",".join([b"-1"] * 200_000),
+        b'{"messages": [{"role": "user", "content": "a"}], %s}' % b",".join(b'"x%d": 1' % n for n in range(200_000)),
+    ],
+    ids=["elements", "fields"],
+)
+def test_a_body_of_many_mistakes_is_told_one(body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pydantic keeps an error for each, which takes gigabytes, while everybody waits."""
+    counts: list[int] = []
+    tell = app_module.validation_error
+    monkeypatch.setattr(
+        app_module, "validation_error", lambda errors, seen: counts.append(len(errors)) or tell(errors, seen)
+    )
+    with running(engine_with(0)) as server:
+        answer = httpx.post(server.url + CHAT, content=body, headers={"content-type": "application/json"}, timeout=60)
+    assert answer.status_code == 400 and counts == [1]
+
+
+def test_a_schema_that_takes_too_long_is_given_up_and_holds_up_none_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiling, go_on = threading.Event(), threading.Event()
+    real = TurnGrammar.__init__
+
+    def slow(self: TurnGrammar, lexicon: Any, tools: Any = (), **named: Any) -> None:
+        if tools:
+            compiling.set()
+            go_on.wait(20)
+        real(self, lexicon, tools, **named)
+
+    monkeypatch.setattr(TurnGrammar, "__init__", slow)
+    with running(ScriptedEngine(CODEC), request_timeout=1.0) as server, ThreadPoolExecutor(12) as clients:
+        body = {**BODY, "max_tokens": 2}
+        held_up = [clients.submit(server.post, CHAT, {**body, "tools": [CALCULATOR]}) for _ in range(10)]
+        assert compiling.wait(10)
+        assert server.post(CHAT, body).status_code == 200
+        answers = [answer.result(20) for answer in held_up]
+        assert {answer.status_code for answer in answers} == {504}
+        assert "took longer than 1 seconds" in answers[0].json()["error"]["message"]
+        go_on.set()
+        eventually(lambda: server.post(CHAT, {**body, "tools": [CALCULATOR]}).status_code == 200)
+
+
+def test_a_mistake_of_the_server_says_that_the_connection_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TurnGrammar, "__init__", lambda *_, **__: 1 / 0)
+    with running(ScriptedEngine(CODEC)) as server, httpx.Client(base_url=server.url) as client:
+        answer = client.post(CHAT, json=BODY)
+        assert answer.status_code == 500 and answer.headers["connection"] == "close"
+        assert client.get("/health").status_code == 200
 
 
 @pytest.mark.parametrize("chunked", [True, False])

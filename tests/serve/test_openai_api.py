@@ -109,10 +109,11 @@ def test_three_turns_with_tools(client: openai.OpenAI) -> None:
     assert ENGINE.requests[2].prompt == CODEC.encode(plain, [CALCULATOR], add_generation_prompt=True).ids
 
 
-def test_foreign_call_ids_and_thoughts_of_other_models_leave_no_trace(client: openai.OpenAI) -> None:
+@pytest.mark.parametrize("id_", ["call_abc", None])
+def test_foreign_call_ids_and_thoughts_of_other_models_leave_no_trace(client: openai.OpenAI, id_: str | None) -> None:
     called = calling(("calculator", '{"expression": "1"}'))
-    foreign = {**called, "tool_calls": [{**called["tool_calls"][0], "id": "call_abc"}], "reasoning_content": "Hm."}
-    result = {"role": "tool", "tool_call_id": "call_abc", "content": "1"}
+    foreign = {**called, "tool_calls": [{**called["tool_calls"][0], "id": id_}], "reasoning_content": "Hm."}
+    result = {"role": "tool", "tool_call_id": id_, "content": "1"}
     client.chat.completions.create(
         model="openk2", messages=[QUESTION, foreign, result], tools=[CALCULATOR], max_tokens=9
     )

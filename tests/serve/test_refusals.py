@@ -76,7 +76,8 @@ def refused(server: Running, path: str, body: Any, status: int = 400) -> dict[st
         ({"tools": [{"type": "function", "function": {"name": ""}}]}, "tools[0].function.name", "at least 1"),
         ({"tool_choice": "required"}, "tool_choice", "without tools"),
         ({"tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice", '\'x\''),
-        ({"tools": [TOOL], "tool_choice": "any"}, None, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": "any"}, "tool_choice", "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "allowed_tools"}}, "tool_choice.type", "expected 'function'"),
         ({"response_format": {"type": "grammar"}}, "response_format.type", "grammar"),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "nothing"}}}},

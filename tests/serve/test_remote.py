@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from running_server import CODEC, Running, running
+from scripted_engine import ScriptedEngine
 from small_checkpoint import small_model, write_checkpoint
 
 from openk2.cli import main
@@ -50,6 +51,14 @@ def test_completions_are_those_of_the_engine_here(server: Running, model: Model)
         assert one.experts is not None and (one.experts == other.experts).all()
         assert tuple(token for owner, token in heard if owner == index) == one.ids
     assert remote([], PARAMS) == []
+
+
+@pytest.mark.parametrize("end", ["\u2028", "\u2029", "\x85", "\r", "\x1c"])
+def test_a_text_may_hold_any_end_of_line(end: str) -> None:
+    ids = CODEC.tokenizer.encode(f"a{end}b")
+    with running(ScriptedEngine(CODEC, ids)) as server:
+        [found] = RemoteGenerate(server.url + "/v1")([[5]], dataclasses.replace(PARAMS, max_new_tokens=len(ids)))
+    assert list(found.ids) == ids and found.finish_reason == "length"
 
 
 def test_nothing_is_taken_after_a_stop_id(server: Running) -> None:

@@ -80,13 +80,13 @@ class Collector:
             raise StreamFault(Fault("bad_stream", f"an event that is no object: {data[:80]!r}"))
         if chunk.get("error"):
             message, code = error_text(chunk)
-            status = int(code) if code.isdecimal() else None
+            status = int(code) if code.isdecimal() and len(code) == 3 else None
             raise StreamFault(Fault("error_event", message, status), code)
         self._model = _text(chunk.get("model")) or self._model
         usage = chunk.get("usage")
         if isinstance(usage, Mapping):
             self._tokens = (_count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens")))
-        for choice in chunk.get("choices") or ():
+        for choice in _items(chunk.get("choices"), "choices"):
             if isinstance(choice, Mapping) and choice.get("index", 0) == 0:
                 self._add_choice(choice, seconds)
 
@@ -112,7 +112,7 @@ class Collector:
         )
 
     def _add_choice(self, choice: Mapping[str, Any], seconds: float) -> None:
-        said = choice.get("delta") or choice.get("message") or {}
+        said = _object(choice.get("delta") or choice.get("message"), "delta")
         parts = (
             (self._content, _text(said.get("content"))),
             # Servers name what was thought in two ways.
@@ -122,7 +122,7 @@ class Collector:
         for pieces, piece in parts:
             if piece:
                 pieces.append(piece)
-        calls = [call for call in said.get("tool_calls") or () if isinstance(call, Mapping)]
+        calls = [call for call in _items(said.get("tool_calls"), "tool_calls") if isinstance(call, Mapping)]
         for call in calls:
             self._add_call(call)
         if self._first is None and (calls or any(piece for _, piece in parts)):
@@ -132,7 +132,7 @@ class Collector:
 
     def _add_call(self, piece: Mapping[str, Any]) -> None:
         known = self._calls.setdefault(self._index(piece), {"id": "", "name": "", "arguments": ""})
-        function = piece.get("function") or {}
+        function = _object(piece.get("function"), "function")
         known["id"] = known["id"] or _text(piece.get("id"))
         name, arguments = _text(function.get("name")), function.get("arguments")
         if name != known["name"] and not known["arguments"]:  # some say the whole name again with every piece
@@ -156,6 +156,20 @@ def error_text(body: Any) -> tuple[str, str]:
         return str(error)[:_MESSAGE_CHARS], ""
     message = error.get("message") or error.get("detail") or _as_json(error)
     return " ".join(str(message).split())[:_MESSAGE_CHARS], str(error.get("code") or error.get("type") or "")
+
+
+def _object(value: Any, name: str) -> Mapping[str, Any]:
+    """{} where there is none. Raises `StreamFault`."""
+    if not isinstance(value or {}, Mapping):
+        raise StreamFault(Fault("bad_stream", f"{name}: saw {str(value)[:80]!r}, expected an object"))
+    return value or {}
+
+
+def _items(value: Any, name: str) -> list[Any]:
+    """[] where there are none. Raises `StreamFault`."""
+    if not isinstance(value or [], list):
+        raise StreamFault(Fault("bad_stream", f"{name}: saw {str(value)[:80]!r}, expected a list"))
+    return value or []
 
 
 def _text(value: Any) -> str:

@@ -139,9 +139,12 @@ class JsonSchema(TextCheck):
 
 def schema_verdict(schema: Mapping[str, Any], value: Any, failure: str) -> Verdict:
     """Passed where the value fits; else the first thing that does not."""
-    # An empty registry: nothing is ever fetched.
-    for error in Draft202012Validator(dict(schema), registry=Registry()).iter_errors(value):
-        return failed(failure, f"{error.json_path}: {fields.quoted(error.message)}")
+    try:
+        # An empty registry: nothing is ever fetched.
+        for error in Draft202012Validator(dict(schema), registry=Registry()).iter_errors(value):
+            return failed(failure, f"{error.json_path}: {fields.quoted(error.message)}")
+    except RecursionError:
+        return failed(failure, "nested too deeply to be judged")
     return PASSED
 
 

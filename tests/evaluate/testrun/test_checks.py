@@ -63,6 +63,7 @@ def calling(*calls: tuple[str, Any], content: str = "") -> Reply:
         ({"json_schema": SCHEMA}, '{"n": "1"}', "wrong"),
         ({"json_schema": SCHEMA}, 'Here: {"n": 1}', "unparsable"),
         ({"json_schema": SCHEMA}, '{"n": NaN}', "unparsable"),
+        ({"json_schema": {"items": {"$ref": "#"}}}, "[" * 800 + "]" * 800, "wrong"),  # deeper than Python's stack
         ({"contains": "a", "regex": "b"}, "ab", "pass"),
         ({"contains": "a", "regex": "b"}, "ac", "wrong"),
         ({"tool_call": None}, "no tool", "pass"),

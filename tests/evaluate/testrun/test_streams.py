@@ -101,6 +101,11 @@ def test_usage_finish_and_further_choices() -> None:
         ("[1]", "bad_stream", None),
         ('{"error": {"message": "busy", "code": 503}}', "error_event", 503),
         ('{"error": "busy"}', "error_event", None),
+        ('{"error": {"message": "x", "code": "%s"}}' % ("9" * 5000), "error_event", None),
+        ('{"choices": 5}', "bad_stream", None),
+        ('{"choices": [{"delta": "x"}]}', "bad_stream", None),
+        ('{"choices": [{"delta": {"tool_calls": 5}}]}', "bad_stream", None),
+        ('{"choices": [{"delta": {"tool_calls": [{"index": 0, "function": 5}]}}]}', "bad_stream", None),
     ],
 )
 def test_what_is_no_part_of_an_answer(data: str, kind: str, status: int | None) -> None:
