@@ -31,7 +31,8 @@ from openk2.serve.metrics import Metrics
 
 Result = TypeVar("Result")
 
-GATHER_SECONDS = 0.05
+GATHER_SECONDS = 0.05  # that an engine without work waits at most for requests that are being read;
+SETTLE_SECONDS = 0.01  # that none may have come for it to begin, where several ran together before
 
 
 class StepEngine(Protocol):
@@ -106,6 +107,7 @@ class Worker:
         self._running: dict[Sequence, Job] = {}
         self._outbox: list[tuple[Job, Event]] = []  # of this step
         self._coming = 0  # requests that jobs are being made of
+        self._together = 0  # sequences at most since the engine had none
         self._stopping = False
         self.failure = ""  # what broke the engine
         self.usage: Usage = engine.usage()
@@ -127,8 +129,7 @@ class Worker:
 
     @contextmanager
     def coming(self) -> Iterator[None]:
-        """A request is being read and may bring jobs. Where nothing runs, the first step waits for it a little: prompts
-        that are read together take less time than one after the other."""
+        """A request is being read and may bring jobs, for which an engine without work waits a little."""
         with self._changed:
             self._coming += 1
         try:
@@ -209,10 +210,14 @@ class Worker:
             return not self._stopping
 
     def _gather(self) -> None:
-        until = time.monotonic() + GATHER_SECONDS
+        """Wait for requests that come together: read together, their prompts take less time than one by one. A client
+        that asks alone does not wait for others."""
+        until, seen = time.monotonic() + GATHER_SECONDS, -1
+        settle, self._together = SETTLE_SECONDS if self._together > 1 else 0.0, 0
         with self._changed:
-            while self._coming and (left := until - time.monotonic()) > 0:
-                self._changed.wait(left)
+            while (self._coming or len(self._arrived) != seen) and (left := until - time.monotonic()) > 0:
+                seen = len(self._arrived)
+                self._changed.wait(left if self._coming else min(left, settle))
 
     def _take_on(self) -> None:
         with self._changed:
@@ -250,6 +255,7 @@ class Worker:
             self._finish(job, _failed(error))
             return
         self._running[job.sequence] = job
+        self._together = max(self._together, len(self._running))
         self._metrics.prompt_tokens.inc(len(job.prompt))
         self._outbox.append((job, Admitted()))
         if job.sequence.status is Status.FINISHED:  # nothing legal fits into the tokens that are left

@@ -55,6 +55,26 @@ def test_an_idle_engine_waits_a_little_for_requests_that_are_being_read(
         assert answer.result(20).json()["usage"]["completion_tokens"] == 3
 
 
+def test_where_several_ran_together_the_next_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "GATHER_SECONDS", 60.0)
+    monkeypatch.setattr(worker, "SETTLE_SECONDS", 2.0)
+    engine = ScriptedEngine(CODEC)
+    asked = {"prompt": "a", "max_tokens": 2}
+    with running(engine) as server, ThreadPoolExecutor(2) as clients:
+
+        def one() -> httpx.Response:
+            return server.post("/v1/completions", asked)
+
+        one()  # alone
+        assert server.post("/v1/completions", {**asked, "n": 2}).status_code == 200
+        first = clients.submit(one)
+        eventually(lambda: server.service.worker.num_queued == 1)
+        second = clients.submit(one)
+        eventually(lambda: server.service.worker.num_queued == 2)
+        assert len(engine.requests) == 3
+        assert first.result(20).status_code == second.result(20).status_code == 200
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_hangs_up_frees_its_sequences(stream: bool) -> None:
     engine = engine_with(2)
