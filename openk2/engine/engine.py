@@ -144,9 +144,8 @@ class Engine:
         sequence = Sequence(Request(tuple(tokens), SamplingParams()), 1, None, sampler.stream(0, 0), tokens=tokens)
         sequence.blocks = blocks
         store = PlainStore(config, len(blocks) * BLOCK, self.model.compute_dtype)
-        with fusion_on_this_thread():
-            logits, _ = run(self.model, store, [Piece(sequence, 0, len(tokens))], read_all=True)
-            sampler.sample(logits, [sequence] * len(tokens))
+        with fusion_on_this_thread(True):
+            run(self.model, store, [Piece(sequence, 0, len(tokens))])
         set_fusion(True)
 
     # One sequence after the other -----------------------------------------------------------------

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from openk2.engine.sequence import Sequence
-from openk2.ops.fused import normalise_logits_
+from openk2.ops.fused import fusion_on_this_thread, normalise_logits_
 from openk2.protocols import SamplingParams
 
 GREEDY = 1e-4  # temperatures below it: the likeliest token has all the mass that numbers can hold
@@ -56,7 +56,8 @@ def stream(seed: int, number: int) -> np.random.Generator:
 
 def sample(logits: Tensor, sequences: abc.Sequence[Sequence]) -> Draw:
     """The next token of each sequence from its logits [B, V]."""
-    normaliser, _ = normalise_logits_(logits.clone())
+    with fusion_on_this_thread(False):  # of so few rows the kernels cost less than their calls
+        normaliser, _ = normalise_logits_(logits.clone())
     logits = logits.float()
     for row in (~normaliser.isfinite()).nonzero().flatten().tolist():
         sequences[row].fail(FloatingPointError("engine: saw logits that are no numbers; the weights have diverged"))

@@ -29,7 +29,7 @@ from openk2.ops.invariant import is_batch_invariant
 Function = TypeVar("Function", bound=Callable[..., Any])
 SMALL = 1 << 15  # elements below which a pass over memory costs less than the call of a compiled kernel
 _enabled = False
-_here = threading.local()  # `on`: enabled on this thread
+_here = threading.local()  # `enabled` on this thread; None or absent: as everywhere
 
 
 def set_fusion(enabled: bool) -> None:
@@ -41,14 +41,15 @@ def set_fusion(enabled: bool) -> None:
 
 
 @contextmanager
-def fusion_on_this_thread() -> Iterator[None]:
-    """Compiled kernels for what this thread runs within: it compiles them while others go on as they were."""
-    _configure()
-    _here.on = True
+def fusion_on_this_thread(enabled: bool) -> Iterator[None]:
+    """Kernels compiled or as written for what this thread runs within, whatever the others do."""
+    if enabled:
+        _configure()
+    before, _here.enabled = getattr(_here, "enabled", None), enabled
     try:
         yield
     finally:
-        _here.on = False
+        _here.enabled = before
 
 
 def _configure() -> None:
@@ -75,7 +76,8 @@ def fused(function: Function) -> Function:
     @functools.wraps(function)
     def call(*arguments: Any) -> Any:
         # What is not contiguous would be copied below, and a kernel that writes in place would write to the copy.
-        wanted = (_enabled or getattr(_here, "on", False)) and not is_batch_invariant()
+        here = getattr(_here, "enabled", None)
+        wanted = (_enabled if here is None else here) and not is_batch_invariant()
         if not wanted or arguments[0].numel() < SMALL or not arguments[0].is_contiguous():
             return function(*arguments)
         # Gradient flags and strides are part of what is compiled for: all calls are made alike.
