@@ -35,6 +35,11 @@ class _Tool:
     name: str
     arguments: JsonGrammar
 
+    @classmethod
+    def of(cls, lexicon: Lexicon, name: str, function: Mapping[str, Any]) -> _Tool:
+        where = f"tools: {name}: parameters"
+        return cls(name, lexicon.compiled(_object(function.get("parameters"), where), where))
+
     def call(self, lexicon: Lexicon, index: int) -> tuple[int, _Tool, list[int]]:
         """What its shortest call and the end of the turn take, itself, and the tokens of the call's id."""
         ids = lexicon.tokenizer.encode(str(CallId(self.name, index)))
@@ -70,15 +75,8 @@ class TurnGrammar:
         if size > _MOST_OBJECTS:
             raise ValueError(f"tools: saw {size} objects in their schemas, expected at most {_MOST_OBJECTS} in all")
         self.must_call = choice not in ("auto", "none")
-        self.tools = (
-            ()
-            if choice == "none"
-            else tuple(
-                _Tool(name, lexicon.compiled(_object(function.get("parameters"), where), where))
-                for name, function in named.items()
-                for where in [f"tools: {name}: parameters"]
-            )
-        )
+        offered = {} if choice == "none" else named
+        self.tools = tuple(_Tool.of(lexicon, name, function) for name, function in offered.items())
         self.response = None if response is None else lexicon.compiled(response, "response_format")
         self._calls: dict[int, list[tuple[int, _Tool, list[int]]]] = {}
 

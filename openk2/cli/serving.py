@@ -133,12 +133,10 @@ def _testrun(arguments: argparse.Namespace) -> int:
     from openk2.evaluate.testrun import (
         RunSettings,
         Target,
-        diff_runs,
         load_prompts,
         parse_extra,
         parse_price,
         run_prompts,
-        summary_table,
         with_options,
     )
 
@@ -162,6 +160,13 @@ def _testrun(arguments: argparse.Namespace) -> int:
         report = run_prompts(
             arguments.prompts, with_options(targets, prices, extras), arguments.out, settings=settings, console=console
         )
+    return _tell(report, arguments, console)
+
+
+def _tell(report: Any, arguments: argparse.Namespace, console: Any) -> int:
+    """The run's figures, and what changed since an earlier one; 1 where a target gave no answer."""
+    from openk2.evaluate.testrun import diff_runs, summary_table
+
     for warning in report.warnings:
         console.line(warning)
     difference = diff_runs(arguments.compare, arguments.out, out=arguments.out) if arguments.compare else None

@@ -166,6 +166,11 @@ class Sampling(Wire):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     @property
+    def constrained(self) -> bool:
+        """Whether the answer's grammar is made of schemas."""
+        return False
+
+    @property
     def top_log_probs(self) -> int:
         """Alternatives to tell of each token."""
         return 0

@@ -11,7 +11,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -35,10 +35,20 @@ from openk2.serve.openai_requests import CompletionRequest, TokenizeRequest, Wei
 from openk2.serve.settings import ServeSettings
 from openk2.serve.worker import Job, StepEngine, Worker
 
-RequestT = TypeVar("RequestT")
+
+class AnyRequest(Protocol):
+    """A request for continuations."""
+
+    @property
+    def constrained(self) -> bool:
+        """Whether their grammar is made of schemas."""
+        ...
 
 
-class TurnRequest(Protocol):
+RequestT = TypeVar("RequestT", bound=AnyRequest)
+
+
+class TurnRequest(AnyRequest, Protocol):
     """A request for an assistant's turn, of either API."""
 
     @property
@@ -52,11 +62,6 @@ class TurnRequest(Protocol):
 
     @property
     def n(self) -> int: ...
-
-    @property
-    def constrained(self) -> bool:
-        """Whether the turn's grammar is made of schemas."""
-        ...
 
     def dialogue(self) -> Dialogue: ...
 
@@ -100,10 +105,7 @@ class Service:
             most=self._room(prompt, request.most, "messages"),
             temperature=self.settings.temperature,
         )
-        if request.constrained:
-            with self._compiling:
-                grammar = dialogue.grammar(self._lexicon)
-        else:
+        with self._compiling if request.constrained else nullcontext():
             grammar = dialogue.grammar(self._lexicon)
         return [
             Job(prompt, params, ChatAnswer(self.codec, request.stops), stream=index, grammar=grammar)
@@ -184,7 +186,7 @@ class Service:
         """Schemas are compiled one after the other: few threads at most wait for that, the others serve what has none.
         A thread cannot be stopped; that of a request which took too long ends by itself, and what it made is dropped.
         """
-        few = self._few if getattr(request, "constrained", False) else None
+        few = self._few if request.constrained else None
         try:
             async with asyncio.timeout(self.settings.request_timeout):
                 return await to_thread.run_sync(make_jobs, request, abandon_on_cancel=True, limiter=few)
