@@ -4,8 +4,9 @@
     python benchmarks/serve.py --url http://HOST:PORT/v1 [--model NAME] [--streams 16]
 
 Without --url: the engine by itself against `openk2 serve` in a process of its own, asked by 16 streaming clients on the
-same computer, whose work counts as the server's. Same random weights, prompts of 128 tokens (others in each round) and
-numbers of new tokens; a round is all 16 answers from the first request to the last token, and the two take turns. Rows
+same computer, whose work counts as the server's; so they do little: parts are noted as they come and parsed at the
+end. Same random weights, prompts of 128 tokens (others in each round) and numbers of new tokens; a round is all 16
+answers from the first request to the last token, and the two take turns. Rows
 `serve/MODEL/c16` of `tiny` and `1b` (as in decode.py); the ratio is the server's throughput over the engine's, per
 token where an answer ended early.
 With --url: rounds of streaming completions of any OpenAI-compatible endpoint, the key from OPENAI_API_KEY: tokens a
@@ -31,6 +32,7 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
+import aiohttp
 import httpx
 import torch
 from _rows import Apart, Rows, seconds
@@ -55,33 +57,43 @@ class Answer:
     tokens: int
     arrivals: list[float]
 
+    @classmethod
+    def of(cls, parts: Sequence[tuple[float, bytes]]) -> Answer:
+        """From what came when: an event counts when its line is whole."""
+        tokens, arrivals, line = 0, list[float](), b""
+        for arrival, part in parts:
+            *whole, line = (line + part).split(b"\n")
+            for event in whole:
+                if event.startswith(b"data: {"):
+                    chunk = json.loads(event[6:])
+                    tokens = (chunk.get("usage") or {}).get("completion_tokens", tokens)
+                    arrivals += [arrival] if chunk.get("choices") else []
+        return cls(tokens, arrivals)
 
-async def stream(client: httpx.AsyncClient, model: str, prompt: Any, new: int) -> Answer:
+
+async def stream(client: aiohttp.ClientSession, model: str, prompt: Any, new: int) -> Answer:
     body = {"model": model, "prompt": prompt, "max_tokens": new, "temperature": 0, "stream": True}
     body["stream_options"] = {"include_usage": True}
-    begin, arrivals, tokens = time.perf_counter(), [], 0
-    async with client.stream("POST", "completions", json=body) as response:
-        if response.status_code != 200:
-            raise RuntimeError(f"saw status {response.status_code}: {(await response.aread())[:200]!r}")
-        async for line in response.aiter_lines():
-            if not line.startswith("data: {"):
-                continue
-            chunk = json.loads(line[6:])
-            tokens = (chunk.get("usage") or {}).get("completion_tokens", tokens)
-            if chunk.get("choices"):
-                arrivals.append(time.perf_counter() - begin)
-    return Answer(tokens, arrivals)
+    begin, parts = time.perf_counter(), []
+    async with client.post("completions", json=body) as response:
+        if response.status != 200:
+            raise RuntimeError(f"saw status {response.status}: {(await response.read())[:200]!r}")
+        async for part in response.content.iter_any():
+            parts.append((time.perf_counter() - begin, part))
+    return Answer.of(parts)
+
+
+def key_header() -> dict[str, str]:
+    key = os.environ.get("OPENAI_API_KEY", "")
+    return {"authorization": f"Bearer {key}"} if key else {}
 
 
 class Clients:
     """Streaming clients of one endpoint, whose connections stay open from one round to the next."""
 
     def __init__(self, url: str, model: str) -> None:
-        key = os.environ.get("OPENAI_API_KEY", "")
-        headers = {"authorization": f"Bearer {key}"} if key else {}
-        limits = httpx.Limits(keepalive_expiry=20)
-        self._client = httpx.AsyncClient(base_url=url.rstrip("/") + "/", headers=headers, timeout=600, limits=limits)
         self._model, self._runner = model, asyncio.Runner()
+        self._client = self._runner.run(self._open(url))
 
     def ask(self, asked: Sequence[Any], new: int) -> list[Answer]:
         """All at once."""
@@ -92,8 +104,16 @@ class Clients:
         return self._runner.run(all_of_them())
 
     def close(self) -> None:
-        self._runner.run(self._client.aclose())
+        self._runner.run(self._client.close())
         self._runner.close()
+
+    async def _open(self, url: str) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            url.rstrip("/") + "/",
+            headers=key_header(),
+            timeout=aiohttp.ClientTimeout(600),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=20),
+        )
 
 
 class Alone:
@@ -177,8 +197,7 @@ def overhead(rows: Rows) -> None:
 
 def endpoint(rows: Rows, url: str, model: str | None, streams: int) -> None:
     if model is None:
-        key = os.environ.get("OPENAI_API_KEY", "")
-        listed = httpx.get(url.rstrip("/") + "/models", headers={"authorization": f"Bearer {key}"} if key else {})
+        listed = httpx.get(url.rstrip("/") + "/models", headers=key_header())
         model = listed.raise_for_status().json()["data"][0]["id"]
     row = f"endpoint/{model}/c{streams}"
     if not rows.missing(row):

@@ -17,12 +17,12 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 KEEP_ALIVE_SECONDS = 15.0
+_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))  # made once: a token has an event
 
 
 def to_json(value: Any) -> bytes:
     """Compact JSON; a lone surrogate, which UTF-8 cannot hold, stays the escape that it came as."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text.encode("utf-8", "backslashreplace")
+    return _JSON.encode(value).encode("utf-8", "backslashreplace")
 
 
 def event(value: Any, name: str = "") -> bytes:
