@@ -58,6 +58,7 @@ _TOOLS_HELP = "built-in tools, comma-separated, or the command line of an MCP se
 
 
 def _serve(arguments: argparse.Namespace) -> None:
+    from openk2.observe.memory import keep_freed_memory
     from openk2.serve.settings import ServeSettings
 
     if (arguments.checkpoint is None) == (arguments.synthetic is None):
@@ -82,6 +83,7 @@ def _serve(arguments: argparse.Namespace) -> None:
     from openk2.serve.server import serve
     from openk2.serve.synthetic import synthetic_model
 
+    keep_freed_memory()
     engine, codec = make_engine(
         lambda: synthetic_model(arguments.synthetic) if synthetic else load_chat(arguments.checkpoint, trained=False),
         arguments,

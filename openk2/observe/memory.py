@@ -29,8 +29,9 @@ def peak_rss_bytes() -> int:
 def keep_freed_memory() -> None:
     """Use memory again that was freed, large buffers too, instead of handing it back to the system each time.
 
-    A training step allocates the same large buffers over and over, and every fresh page is first cleared by the kernel.
-    To be called before large buffers are allocated; what stages no longer need, `give_back_memory` returns.
+    A training step and the reading of a prompt allocate the same large buffers over and over, and every fresh page is
+    first cleared by the kernel. To be called before large buffers are allocated; what stages no longer need,
+    `give_back_memory` returns, and what a server without work still keeps, `give_back_freed_memory`.
     """
     _glibc("mallopt", _M_MMAP_THRESHOLD, 2**30)
     _glibc("mallopt", _M_TRIM_THRESHOLD, -1)
@@ -42,6 +43,11 @@ def give_back_memory() -> None:
     Between stages: freed buffers of one stage lie scattered among what is kept, and the next one's do not fit in.
     """
     gc.collect()
+    give_back_freed_memory()
+
+
+def give_back_freed_memory() -> None:
+    """Hand free pages back to the system where the C library can; other threads go on meanwhile."""
     _glibc("malloc_trim", 0)
 
 

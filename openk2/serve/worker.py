@@ -24,6 +24,7 @@ from torch import Tensor
 
 from openk2.engine.engine import Usage
 from openk2.engine.sequence import Request, Sequence, Status
+from openk2.observe.memory import give_back_freed_memory
 from openk2.protocols import Grammar, SamplingParams
 from openk2.serve.answers import Answer, Piece
 from openk2.serve.errors import ApiError
@@ -33,6 +34,7 @@ Result = TypeVar("Result")
 
 GATHER_SECONDS = 0.05  # that an engine without work waits at most for requests that are being read;
 SETTLE_SECONDS = 0.01  # that none may have come for it to begin, where several ran together before
+IDLE_SECONDS = 20.0  # without work, after which freed memory goes back to the system
 
 
 class StepEngine(Protocol):
@@ -204,10 +206,19 @@ class Worker:
 
     def _wait(self) -> bool:
         """Sleep until there is something to do; False where that is to end."""
+        if not self._sleep(IDLE_SECONDS):
+            give_back_freed_memory()
+            self._sleep(None)
+        return not self._stopping
+
+    def _sleep(self, seconds: float | None) -> bool:
+        """Until there is something to do, `seconds` at most; whether there is."""
         with self._changed:
-            while not (self._stopping or self._arrived or self._cancelled or self._errands or self._engine.has_work):
-                self._changed.wait()
-            return not self._stopping
+            return self._changed.wait_for(self._is_called, seconds)
+
+    def _is_called(self) -> bool:
+        asked = self._arrived or self._cancelled or self._errands
+        return bool(self._stopping or asked or self._engine.has_work)
 
     def _gather(self) -> None:
         """Wait for requests that come together: read together, their prompts take less time than one by one. A client

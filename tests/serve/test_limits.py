@@ -74,6 +74,25 @@ def test_where_several_ran_together_the_next_are_waited_for(monkeypatch: pytest.
         assert first.result(20).status_code == second.result(20).status_code == 200
 
 
+def test_without_work_freed_memory_is_given_back_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[int] = []
+    monkeypatch.setattr(worker, "IDLE_SECONDS", 0.2)
+    monkeypatch.setattr(worker, "give_back_freed_memory", lambda: given.append(engine.usage().running))
+    engine = ScriptedEngine(CODEC)
+    with running(engine) as server, ThreadPoolExecutor(1) as client:
+        for times in (1, 2):
+            eventually(lambda times=times: len(given) == times)
+            time.sleep(0.5)
+            engine.going.clear()
+            answer = client.submit(server.post, "/v1/completions", {"prompt": "a", "max_tokens": 3})
+            eventually(lambda: engine.usage().running == 1)
+            time.sleep(0.5)
+            assert len(given) == times
+            engine.going.set()
+            assert answer.result(20).status_code == 200
+    assert not any(given)
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_hangs_up_frees_its_sequences(stream: bool) -> None:
     engine = engine_with(2)
