@@ -42,6 +42,7 @@ from openk2.chat.codec import Codec
 from openk2.chat.tokenizer import Tokenizer
 from openk2.checkpoint.variant import export_variant, load
 from openk2.engine import Engine
+from openk2.evaluate.testrun.streams import DONE, EventParser
 from openk2.model.model import Model
 from openk2.protocols import SamplingParams
 
@@ -59,16 +60,13 @@ class Answer:
 
     @classmethod
     def of(cls, parts: Sequence[tuple[float, bytes]]) -> Answer:
-        """From what came when: an event counts when its line is whole."""
-        tokens, arrivals, line = 0, list[float](), b""
+        """From what came when: an event counts when it is whole."""
+        parser, answer = EventParser(), cls(0, [])
         for arrival, part in parts:
-            *whole, line = (line + part).split(b"\n")
-            for event in whole:
-                if event.startswith(b"data: {"):
-                    chunk = json.loads(event[6:])
-                    tokens = (chunk.get("usage") or {}).get("completion_tokens", tokens)
-                    arrivals += [arrival] if chunk.get("choices") else []
-        return cls(tokens, arrivals)
+            for chunk in (json.loads(data) for data in parser.feed(part) if data != DONE):
+                answer.tokens = (chunk.get("usage") or {}).get("completion_tokens", answer.tokens)
+                answer.arrivals += [arrival] if chunk.get("choices") else []
+        return answer
 
 
 async def stream(client: aiohttp.ClientSession, model: str, prompt: Any, new: int) -> Answer:

@@ -59,27 +59,11 @@ _TOOLS_HELP = "built-in tools, comma-separated, or the command line of an MCP se
 
 def _serve(arguments: argparse.Namespace) -> None:
     from openk2.observe.memory import keep_freed_memory
-    from openk2.serve.settings import ServeSettings
 
     if (arguments.checkpoint is None) == (arguments.synthetic is None):
         raise ValueError("serve: saw a checkpoint and --synthetic, or neither, expected one of them")
     synthetic = arguments.synthetic is not None
-    name = arguments.name or (f"synthetic-{arguments.synthetic}" if synthetic else arguments.checkpoint.resolve().name)
-    settings = ServeSettings(
-        model_name=name,
-        host=arguments.host,
-        port=arguments.port,
-        temperature=arguments.temperature,
-        max_waiting=arguments.max_waiting,
-        request_timeout=arguments.request_timeout,
-        allow_hosts=tuple(arguments.allow_host),
-        allow_origins=tuple(arguments.allow_origin),
-        api_key_env=arguments.api_key_env,
-        tools=_tools(arguments.tools),
-        tool_timeout=arguments.tool_timeout,
-        grace=arguments.grace,
-        weights_folder=arguments.weights_folder,
-    )
+    settings = _serve_settings(arguments)  # what is wrong with them is told before anything is loaded
     from openk2.serve.server import serve
     from openk2.serve.synthetic import synthetic_model
 
@@ -94,6 +78,27 @@ def _serve(arguments: argparse.Namespace) -> None:
     )
     variant = arguments.variant or ("instruct" if synthetic else variant_of(arguments.checkpoint, codec))
     serve(engine, codec, dataclasses.replace(settings, chat=variant == "instruct"))
+
+
+def _serve_settings(arguments: argparse.Namespace) -> Any:
+    from openk2.serve.settings import ServeSettings
+
+    given = f"synthetic-{arguments.synthetic}" if arguments.checkpoint is None else arguments.checkpoint.resolve().name
+    return ServeSettings(
+        model_name=arguments.name or given,
+        host=arguments.host,
+        port=arguments.port,
+        temperature=arguments.temperature,
+        max_waiting=arguments.max_waiting,
+        request_timeout=arguments.request_timeout,
+        allow_hosts=tuple(arguments.allow_host),
+        allow_origins=tuple(arguments.allow_origin),
+        api_key_env=arguments.api_key_env,
+        tools=_tools(arguments.tools),
+        tool_timeout=arguments.tool_timeout,
+        grace=arguments.grace,
+        weights_folder=arguments.weights_folder,
+    )
 
 
 def _tools(given: Sequence[str]) -> tuple[str, ...]:

@@ -167,7 +167,7 @@ class Sampling(Wire):
 
     @property
     def constrained(self) -> bool:
-        """Whether the answer's grammar is made of schemas."""
+        """Whether the grammar of what it asks for is made of schemas."""
         return False
 
     @property

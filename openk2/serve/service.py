@@ -41,7 +41,7 @@ class AnyRequest(Protocol):
 
     @property
     def constrained(self) -> bool:
-        """Whether their grammar is made of schemas."""
+        """Whether the grammar of what it asks for is made of schemas."""
         ...
 
 

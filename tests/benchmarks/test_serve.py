@@ -10,7 +10,7 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 from serve import Answer
 
 
-def test_an_event_counts_when_its_line_is_whole() -> None:
+def test_an_event_counts_when_it_is_whole() -> None:
     parts = [
         (0.1, b'data: {"choices": [{"text": "a"}]}\n\ndata: {"cho'),
         (0.2, b'ices": [{"text": "b"}], "usage": null}\n\n: waiting\n\n'),

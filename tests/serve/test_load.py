@@ -83,8 +83,8 @@ def test_two_hundred_clients_leave_nothing_behind() -> None:
                 busy = resident_mb(server.pid)
                 time.sleep(IDLE_SECONDS + 2)
                 states.append({"answers": dict(found), "MB": resident_mb(server.pid), "metrics": idle})
-                blocks = {name: value for name, value in idle.items() if "cache_blocks" in name}
-                print(json.dumps({"answers": dict(found), "MB": resident_mb(server.pid), "MB before": busy, **blocks}))
+                told = {name: value for name, value in idle.items() if "cache_blocks" in name}
+                print(json.dumps({**states[-1], "MB before it is given back": busy, "metrics": told}))
             for state in states:
                 assert set(state["answers"]) == {"whole", "left"} and state["answers"]["left"] > CLIENTS * 0.45
                 metrics = state["metrics"]
